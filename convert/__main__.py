@@ -1,0 +1,131 @@
+"""The command line: arguments to a bake or a check, errors to one line. Nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from convert import verify
+from convert.bake import BakeRequest, Verification, bake
+from convert.catalog import RECIPES, Recipe
+from service import manifest as contract
+from service.errors import BakeError, BundleError, ProjectError
+from service.manifest import MANIFEST_FILE, Manifest, Precision
+
+DEFAULT_OUT = Path("onnx_models")
+VERIFY_COMMAND = "verify"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    is_verifying = words[:1] == [VERIFY_COMMAND]
+    options = _parser().parse_args(words[1:] if is_verifying else words)
+    try:
+        if options.list:
+            _print_catalog(options.out)
+        elif not options.models:
+            raise BakeError("name a model to bake, or --list to see them")
+        for name in options.models:
+            (_verify if is_verifying else _bake)(_recipe(name), options)
+    except (ProjectError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was published", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m convert",
+        description="Bake models into bundles. 'python -m convert verify MODEL...' checks baked ones again.",
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="names of the catalog (--list)")
+    parser.add_argument("--list", action="store_true", help="print the catalog")
+    parser.add_argument(
+        "--source", metavar="DIR|HUB_ID[@REV]", help="checkpoint to read instead of the recipe's"
+    )
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="where bundles are (%(default)s)")
+    parser.add_argument("--precision", type=_precisions, help=f"comma-separated: {','.join(Precision)}")
+    parser.add_argument("--verify", type=Verification, choices=list(Verification), default=Verification.AUTO)
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is there already")
+    parser.add_argument("--offline", action="store_true", help="take hub files from the local cache only")
+    return parser
+
+
+def _precisions(value: str) -> tuple[Precision, ...]:
+    try:
+        return tuple(dict.fromkeys(Precision(part.strip()) for part in value.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r}: choose from {', '.join(Precision)}") from None
+
+
+def _recipe(name: str) -> Recipe:
+    try:
+        return RECIPES[name.rpartition("/")[2].lower()]
+    except KeyError:
+        raise BakeError(f"{name!r} is not in the catalog; it has {', '.join(RECIPES)}") from None
+
+
+def _bake(recipe: Recipe, options: argparse.Namespace) -> None:
+    name = recipe.manifest.name
+    if (options.out / name / MANIFEST_FILE).exists() and not options.force:
+        print(f"{name}: {options.out / name} is there already; --force bakes it again")
+        return
+    request = BakeRequest(
+        out=options.out,
+        source=options.source,
+        precisions=options.precision,
+        verification=options.verify,
+        offline=options.offline,
+    )
+    _print_report(bake(recipe, request))
+    print(f"{name}: published in {options.out / name}")
+
+
+def _verify(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Check hashes, quality and reference of a baked bundle and print the figures; change nothing."""
+    name = recipe.manifest.name
+    folder = options.out / name
+    manifest = contract.load(folder)
+    contract.check_hashes(folder, manifest)
+    if Precision.FP32 not in manifest.precisions:
+        raise BundleError(f"{name} holds no fp32 graph to compare with; bake it with --precision fp32,...")
+    with tqdm(total=len(manifest.variants) * len(verify.texts()), desc="verify", unit="text") as bar:
+        found = verify.verified(folder, manifest, bar.update)
+    if recipe.reference:
+        compared = verify.reference(folder, manifest, recipe.reference)
+        found = verify.with_reference(found, compared, recipe.reference_tolerance)
+    _print_report(found)
+    worse = [old.file for old, new in zip(manifest.variants, found.variants, strict=True)
+             if old.verified and not new.verified]  # fmt: skip
+    if worse:
+        raise BundleError(f"{name}: no longer verified: {', '.join(worse)}")
+
+
+def _print_report(manifest: Manifest) -> None:
+    for line in verify.report(manifest):
+        print(line)
+
+
+def _print_catalog(out: Path) -> None:
+    for name, recipe in RECIPES.items():
+        baked = "not baked"
+        if (out / name / MANIFEST_FILE).exists():
+            try:
+                baked = "baked: " + ", ".join(contract.load(out / name).precisions)
+            except BundleError as error:
+                baked = f"broken: {error}"
+        millions = recipe.num_parameters / 1e6
+        size = f"{millions:.0f} M parameters, {millions * 4:.0f} MB in fp32"
+        print(f"{name}  {recipe.manifest.licence}  {size}  from {recipe.manifest.source.id}  {baked}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The straight line from a checkpoint to a published bundle."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from tqdm import tqdm
+
+from convert import bundle, checkpoint, encoder, heads, verify
+from convert.catalog import Recipe
+from convert.checkpoint import Checkpoint
+from convert.graph import Graph
+from convert.quantize import quantize
+from service.errors import BakeError
+from service.manifest import (
+    TOKENIZER_FILE,
+    FileRecord,
+    Manifest,
+    Precision,
+    Source,
+    Variant,
+    sha256_of,
+)
+
+PACKAGES = ("onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "tokenizers", "safetensors")
+MODEL_GRAPH = "model"
+SENTENCE_CONFIG = "sentence_bert_config.json"
+
+
+class Verification(StrEnum):
+    """Whether variants are measured before they are published."""
+
+    AUTO = "auto"  # where the fp32 graph fits the free memory
+    SKIP = "skip"
+    REQUIRE = "require"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakeRequest:
+    """What the command asks for."""
+
+    out: Path
+    source: str | None = None  # folder or hub id[@revision]; None: as the recipe says
+    precisions: tuple[Precision, ...] | None = None  # None: as the recipe says
+    verification: Verification = Verification.AUTO
+    offline: bool = False
+
+
+def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
+    """Bake a model and publish its bundle; return the manifest.
+
+    Raises BakeError, with nothing published, when the checkpoint is wrong or a check fails.
+    """
+    folder, source = locate(recipe, request)
+    opened = Checkpoint(folder)
+    graph = build(recipe, opened)
+    wanted = request.precisions or recipe.precisions
+    verifying = _is_verifying(graph, request.verification, recipe.manifest.name)
+    written = tuple(dict.fromkeys((*wanted, Precision.FP32))) if verifying else wanted
+    with bundle.staging(request.out, recipe.manifest.name) as staged:
+        files = _write(staged, graph, opened, written)
+        manifest = _described(recipe, opened, source, files, written)
+        if verifying:
+            manifest = _verified(staged, manifest, recipe)
+        manifest = _keep(staged, manifest, wanted)
+        bundle.publish(staged, manifest)
+    return manifest
+
+
+def locate(recipe: Recipe, request: BakeRequest) -> tuple[Path, Source]:
+    """Find the checkpoint's folder: `--source`, else the package that ships it, else the hub."""
+    if request.source is not None and Path(request.source).is_dir():
+        folder = Path(request.source)
+        return folder, Source(id=folder.resolve().name)
+    known = recipe.manifest.source
+    if request.source is not None:
+        repository, _, revision = request.source.partition("@")
+        if repository.count("/") != 1:
+            raise BakeError(
+                f"--source {request.source!r} is neither a folder nor a hub id (owner/name[@REV])"
+            )
+        known = Source(id=repository, revision=revision or None)
+    elif recipe.package and (found := checkpoint.package_folder(recipe.package)):
+        return found, known
+    return checkpoint.download(known.id, known.revision, offline=request.offline), known
+
+
+def build(recipe: Recipe, opened: Checkpoint) -> Graph:
+    """Build the float32 graph that the recipe names, sizes from the checkpoint's config."""
+    config = encoder.read_config(opened.config)
+    graph, hidden = encoder.build(opened, config)
+    heads.add_embedding_outputs(graph, hidden, recipe.manifest.pooling, config.hidden_size)
+    return graph
+
+
+def _is_verifying(graph: Graph, verification: Verification, name: str) -> bool:
+    if verification == Verification.SKIP:
+        return False
+    num_bytes = sum(constant.num_bytes for constant in graph.constants.values())
+    if verify.fits_memory(num_bytes):
+        return True
+    needed = f"verification needs {num_bytes * verify.FP32_MEMORY_FACTOR / 1e9:.1f} GB of free memory"
+    if verification == Verification.REQUIRE:
+        raise BakeError(f"{name}: {needed}; free some or use --verify skip")
+    print(f"{name}: {needed}: published with verified: false")
+    return False
+
+
+def _write(
+    staged: Path, graph: Graph, opened: Checkpoint, precisions: tuple[Precision, ...]
+) -> dict[str, FileRecord]:
+    """Write every precision and the tokenizer; return their records."""
+    graphs = {precision: quantize(graph, precision) for precision in precisions}
+    total = sum(constant.num_bytes for made in graphs.values() for constant in made.constants.values())
+    files: dict[str, FileRecord] = {}
+    with tqdm(total=total, desc="bake", unit="B", unit_scale=True) as bar:
+        for precision, made in graphs.items():
+            files |= bundle.write_graphs(staged, precision, {MODEL_GRAPH: made}, bar.update)
+    tokenizer = (opened.folder / checkpoint.TOKENIZER_FILE).read_bytes()
+    files[TOKENIZER_FILE] = bundle.write_file(staged / TOKENIZER_FILE, tokenizer)
+    return files
+
+
+def _described(
+    recipe: Recipe,
+    opened: Checkpoint,
+    source: Source,
+    files: dict[str, FileRecord],
+    precisions: tuple[Precision, ...],
+) -> Manifest:
+    """Fill in what is known once the files are written."""
+    hashes = {path.name: sha256_of(path) for path in opened.weight_files}
+    variants = tuple(
+        Variant(
+            precision=precision,
+            file=f"{precision}/{MODEL_GRAPH}.onnx",
+            verified=precision == Precision.FP32,
+        )
+        for precision in precisions
+    )
+    config = encoder.read_config(opened.config)
+    return replace(
+        recipe.manifest,
+        source=replace(source, sha256=hashes),
+        max_tokens=_max_tokens(recipe, opened, config.max_positions),
+        dimensions=config.hidden_size,
+        variants=variants,
+        files=files,
+        versions=_versions(),
+        created=int(time.time()),
+    )
+
+
+def _max_tokens(recipe: Recipe, opened: Checkpoint, max_positions: int) -> int:
+    """Take the smallest of the model's known limit, its positions and what its own files say."""
+    limits = [recipe.manifest.max_tokens, max_positions]
+    if opened.has_file(SENTENCE_CONFIG):
+        limits.append(int(opened.read_json(SENTENCE_CONFIG).get("max_seq_length") or max_positions))
+    return min(limits)
+
+
+def _verified(staged: Path, manifest: Manifest, recipe: Recipe) -> Manifest:
+    with tqdm(total=len(manifest.variants) * len(verify.texts()), desc="verify", unit="text") as bar:
+        manifest = verify.verified(staged, manifest, bar.update)
+    if recipe.reference:
+        found = verify.reference(staged, manifest, recipe.reference)
+        manifest = verify.with_reference(manifest, found, recipe.reference_tolerance)
+    return manifest
+
+
+def _keep(staged: Path, manifest: Manifest, precisions: tuple[Precision, ...]) -> Manifest:
+    """Drop what was only written to compare with."""
+    dropped = tuple(name for name in manifest.files if name.partition("/")[0] in manifest.precisions)
+    dropped = tuple(name for name in dropped if name.partition("/")[0] not in precisions)
+    for name in dropped:
+        (staged / name).unlink()
+    for folder in {(staged / name).parent for name in dropped}:
+        folder.rmdir()
+    return replace(
+        manifest,
+        variants=tuple(variant for variant in manifest.variants if variant.precision in precisions),
+        files={name: record for name, record in manifest.files.items() if name not in dropped},
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # one of the two names of ONNX Runtime
+    return found

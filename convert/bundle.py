@@ -1,0 +1,180 @@
+"""Bundles on disk: graphs with external weights, hashes, and a publish that is all or nothing.
+
+A bake holds the model's lock, works in a staging folder beside the bundles and swaps the finished folder in.
+Whatever a killed bake left behind is stale by definition for the next holder of the lock, which removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from convert.graph import Constant, Graph, to_model
+from service import manifest as contract
+from service.errors import BakeError
+from service.manifest import FileRecord, Manifest, Precision
+
+WEIGHTS_FILE = "weights.data"
+INLINE_MAX_BYTES = 1024  # smaller constants live in the graph file
+ALIGNMENT = 4096  # so that weights can be mapped page by page
+RENAME_EXCHANGE = 2  # linux/fs.h
+AT_FDCWD = -100
+
+OnBytes = Callable[[int], object]
+
+
+class WeightsFile:
+    """The external weights of one precision, shared by its graphs; constants of equal key are stored once."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the file."""
+        self._path = path
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self._places: dict[str, tuple[int, int]] = {}  # key -> offset, length
+
+    def place(self, constant: Constant, on_bytes: OnBytes) -> tuple[int, int]:
+        """Return where the constant's bytes are, writing them first if they are new."""
+        if constant.key not in self._places:
+            values = np.ascontiguousarray(constant.read(), dtype=constant.dtype)
+            if values.shape != constant.shape:
+                raise BakeError(f"{constant.key} has shape {values.shape} instead of {constant.shape}")
+            self._append(b"\0" * (-self._file.tell() % ALIGNMENT))
+            self._places[constant.key] = (self._file.tell(), values.nbytes)
+            self._append(values.reshape(-1).view(np.uint8).data)
+            on_bytes(values.nbytes)
+        return self._places[constant.key]
+
+    def _append(self, content: bytes | memoryview) -> None:
+        self._digest.update(content)
+        self._file.write(content)
+
+    def close(self) -> FileRecord:
+        """Flush to the disk; return size and hash."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = self._file.tell()
+        self._file.close()
+        return FileRecord(size=size, sha256=self._digest.hexdigest())
+
+
+def write_graphs(
+    folder: Path, precision: Precision, graphs: dict[str, Graph], on_bytes: OnBytes
+) -> dict[str, FileRecord]:
+    """Write the graphs of one precision and the weights they share; return what was written, by path."""
+    target = folder / precision
+    target.mkdir()
+    weights = WeightsFile(target / WEIGHTS_FILE)
+    records = {}
+    for name, graph in graphs.items():
+        initializers = [
+            _initializer(weights, name, value, on_bytes) for name, value in graph.constants.items()
+        ]
+        content = to_model(graph, initializers).SerializeToString(deterministic=True)
+        records[f"{precision}/{name}.onnx"] = write_file(target / f"{name}.onnx", content)
+    records[f"{precision}/{WEIGHTS_FILE}"] = weights.close()
+    return records
+
+
+def _initializer(weights: WeightsFile, name: str, constant: Constant, on_bytes: OnBytes) -> onnx.TensorProto:
+    if constant.num_bytes <= INLINE_MAX_BYTES:
+        return numpy_helper.from_array(np.ascontiguousarray(constant.read()), name)
+    offset, length = weights.place(constant, on_bytes)
+    data_type = helper.np_dtype_to_tensor_dtype(constant.dtype)
+    tensor = onnx.TensorProto(name=name, data_type=data_type, dims=constant.shape)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", WEIGHTS_FILE), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def write_file(path: Path, content: bytes) -> FileRecord:
+    """Write a small file and flush it to the disk; return size and hash."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+@contextmanager
+def staging(out: Path, name: str) -> Iterator[Path]:
+    """Give an empty folder to bake in, and remove it at the end unless `publish` has moved it away.
+
+    Raises BakeError when another bake of the same model is running.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / f".{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BakeError(f"another bake of {name} is running in {out}") from error
+        folder, replaced = _staging_folder(out, name), _replaced_folder(out, name)
+        if replaced.exists() and not (out / name).exists():
+            replaced.rename(
+                out / name
+            )  # a bake was killed between the two renames of a platform without exchange
+        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, manifest: Manifest) -> Path:
+    """Write the manifest into the staging folder and swap it in; return the bundle's folder."""
+    write_file(folder / contract.MANIFEST_FILE, contract.encode(manifest))
+    out = folder.parent
+    target = out / manifest.name
+    if not target.exists():
+        folder.rename(target)
+    elif not _exchange(folder, target):
+        replaced = _replaced_folder(out, manifest.name)
+        target.rename(replaced)
+        folder.rename(target)
+        shutil.rmtree(replaced)
+    _flush_folder(out)
+    return target
+
+
+def _staging_folder(out: Path, name: str) -> Path:
+    return out / f".{name}.staging"
+
+
+def _replaced_folder(out: Path, name: str) -> Path:
+    return out / f".{name}.replaced"
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; return False where the platform or file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    if libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EXDEV):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,209 @@
+"""Quantized forms of a float32 graph. Each scheme rewrites one node from one tensor and knows no model.
+
+A linear layer is a MatMul whose second input is a constant; a table is a large constant that a Gather reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from convert.encoder import INPUT_IDS
+from convert.graph import Array, Constant, Graph
+from service.manifest import Precision
+
+BLOCK_SIZE = 32  # values that share a scale in 8-bit blocks
+TABLE_MIN_VALUES = 1 << 16  # smaller tables stay float32: nothing to gain
+INT8_MAX = 127
+UINT8_ZERO = 128
+SMALLEST_SCALE = 1e-30  # keeps an all-zero row or column from dividing by zero
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """A graph being rewritten and what has been made for it so far."""
+
+    graph: Graph
+    quantized_inputs: dict[str, tuple[str, str]]  # activation -> its 8-bit rows, their scales
+
+
+Rewrite = Callable[[Rewriting, onnx.NodeProto, Constant], None]
+
+
+def quantize(graph: Graph, precision: Precision) -> Graph:
+    """Return the graph with its linear layers and tables in another precision; fp32 is the graph itself."""
+    if precision not in LINEAR_SCHEMES:
+        return graph
+    target = Graph(graph.name, inputs=graph.inputs, outputs=graph.outputs)
+    rewriting = Rewriting(target, {})
+    for node in graph.nodes:
+        rewrite, constant = _rewrite_for(graph, node, precision)
+        if rewrite is not None and constant is not None:
+            rewrite(rewriting, node, constant)
+        else:
+            target.nodes.append(node)
+    used = {name for node in target.nodes for name in _inputs_of(node)}
+    target.constants |= {name: constant for name, constant in graph.constants.items() if name in used}
+    return target
+
+
+def _rewrite_for(
+    graph: Graph, node: onnx.NodeProto, precision: Precision
+) -> tuple[Rewrite | None, Constant | None]:
+    if node.op_type == "MatMul" and node.input[1] in graph.constants:
+        return LINEAR_SCHEMES[precision], graph.constants[node.input[1]]
+    if node.op_type == "Gather" and node.input[0] in graph.constants:
+        table = graph.constants[node.input[0]]
+        if table.dtype == np.float32 and np.prod(table.shape) >= TABLE_MIN_VALUES:
+            return _table_in_blocks, table
+    return None, None
+
+
+def _inputs_of(node: onnx.NodeProto) -> list[str]:
+    """List a node's inputs, those of its subgraphs included."""
+    inner = [name for attribute in node.attribute for part in attribute.g.node for name in _inputs_of(part)]
+    return [*node.input, *inner]
+
+
+def _linear_int8(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -> None:
+    """Multiply 8-bit rows by 8-bit columns: one scale per row found at run time, one per column baked in."""
+    graph, name = rewriting.graph, node.output[0]
+    num_inputs, num_outputs = weight.shape
+    rows, row_scales = _quantized_input(rewriting, node.input[0], num_inputs)
+    key = f"{weight.key}:int8"
+    shape = (num_inputs, num_outputs)
+    columns = graph.constant(
+        f"{name}.columns", Constant(key, shape, np.dtype(np.int8), lambda: _int8_columns(weight)[0])
+    )
+    scales = graph.constant(
+        f"{name}.scales",
+        Constant(f"{key}.scales", (num_outputs,), np.dtype(np.float32), lambda: _int8_columns(weight)[1]),
+    )
+    one = graph.value("one.float32", 1.0, np.float32)
+    zero = graph.value("zero.uint8", UINT8_ZERO, np.uint8)
+    product = graph.op("MatMulIntegerToFloat", f"{name}.product", [rows, columns, one, scales, zero])
+    scaled = graph.op("Mul", f"{name}.scaled", [product, row_scales])
+    graph.op("Reshape", name, [scaled, _unflattened_shape(graph)])
+
+
+def _quantized_input(rewriting: Rewriting, value: str, size: int) -> tuple[str, str]:
+    """Quantize (batch, tokens, size) once per token: return the 8-bit rows and their scales (rows, 1)."""
+    known = rewriting.quantized_inputs.get(value)
+    if known:
+        return known
+    graph, name = rewriting.graph, f"{value}.int8"
+    flat = graph.op("Reshape", f"{name}.flat", [value, graph.value(f"flat.{size}", [-1, size])])
+    last_axis = graph.value("last_axis", [1])
+    highest = graph.op("ReduceMax", f"{name}.highest", [flat, last_axis], {"keepdims": 0})
+    lowest = graph.op("ReduceMin", f"{name}.lowest", [flat, last_axis], {"keepdims": 0})
+    smallest = graph.value("smallest_scale", SMALLEST_SCALE, np.float32)
+    largest = graph.op(
+        "Max", f"{name}.largest", [highest, graph.op("Neg", f"{name}.mirrored", [lowest]), smallest]
+    )
+    per_step = graph.value("per_step", 1 / INT8_MAX, np.float32)
+    scales = graph.op("Mul", f"{name}.scale", [largest, per_step])  # (rows,)
+    zeros = graph.op(
+        "Expand", f"{name}.zeros",
+        [graph.value("zero.uint8", UINT8_ZERO, np.uint8), graph.op("Shape", f"{name}.rows", [scales])],
+    )  # fmt: skip
+    rows = graph.op("QuantizeLinear", f"{name}.values", [flat, scales, zeros], {"axis": 0})
+    columns = graph.op("Unsqueeze", f"{name}.scales", [scales, last_axis])
+    rewriting.quantized_inputs[value] = (rows, columns)
+    return rows, columns
+
+
+def _unflattened_shape(graph: Graph) -> str:
+    """Return the name of the shape (batch, tokens, -1), made once per graph."""
+    name = "unflattened_shape"
+    if not any(node.name == name for node in graph.nodes):
+        batch_and_tokens = graph.op("Shape", "batch_and_tokens", [INPUT_IDS])
+        graph.op("Concat", name, [batch_and_tokens, graph.value("rest", [-1])], {"axis": 0})
+    return name
+
+
+def _linear_in_blocks(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -> None:
+    """Multiply by weights in 8-bit blocks, each with its scale, accumulated over 8-bit activations."""
+    graph, name = rewriting.graph, node.output[0]
+    num_inputs, num_outputs = weight.shape
+    num_blocks = -(-num_inputs // BLOCK_SIZE)
+    key = f"{weight.key}:blocks"
+    values = Constant(
+        key, (num_outputs, num_blocks, BLOCK_SIZE), np.dtype(np.uint8), lambda: _column_blocks(weight)[0]
+    )
+    scales = Constant(
+        f"{key}.scales", (num_outputs, num_blocks), np.dtype(np.float32), lambda: _column_blocks(weight)[1]
+    )
+    inputs = [
+        node.input[0],
+        graph.constant(f"{name}.blocks", values),
+        graph.constant(f"{name}.scales", scales),
+    ]
+    attributes = {
+        "K": num_inputs, "N": num_outputs, "bits": 8, "block_size": BLOCK_SIZE, "accuracy_level": 4,
+    }  # fmt: skip
+    graph.op("MatMulNBits", name, inputs, attributes)
+
+
+def _table_in_blocks(rewriting: Rewriting, node: onnx.NodeProto, table: Constant) -> None:
+    """Look rows up in a table of 8-bit blocks along its rows."""
+    graph, name = rewriting.graph, node.output[0]
+    num_rows, size = table.shape
+    key = f"{table.key}:blocks"
+    values = Constant(key, (num_rows, size), np.dtype(np.uint8), lambda: _row_blocks(table)[0])
+    shape = (num_rows, -(-size // BLOCK_SIZE))
+    scales = Constant(f"{key}.scales", shape, np.dtype(np.float32), lambda: _row_blocks(table)[1])
+    inputs = [
+        graph.constant(f"{name}.blocks", values), node.input[1], graph.constant(f"{name}.scales", scales),
+    ]  # fmt: skip
+    attributes = {"bits": 8, "block_size": BLOCK_SIZE, "gather_axis": 0, "quantize_axis": 1}
+    graph.op("GatherBlockQuantized", name, inputs, attributes)
+
+
+# The two arrays of a quantized tensor are written one after the other: the result is kept for the second.
+@lru_cache(maxsize=1)
+def _int8_columns(weight: Constant) -> tuple[Array, Array]:
+    return quantize_columns(weight.read().astype(np.float32, copy=False))
+
+
+@lru_cache(maxsize=1)
+def _column_blocks(weight: Constant) -> tuple[Array, Array]:
+    values, scales = quantize_blocks(weight.read().astype(np.float32, copy=False).T)
+    return values.reshape(len(values), -1, BLOCK_SIZE), scales
+
+
+@lru_cache(maxsize=1)
+def _row_blocks(table: Constant) -> tuple[Array, Array]:
+    values, scales = quantize_blocks(table.read().astype(np.float32, copy=False))
+    return values[:, : table.shape[1]], scales
+
+
+def quantize_columns(weight: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Quantize (in, out) to signed 8 bit with one scale per column: weight ~ values * scales."""
+    scales = np.maximum(np.abs(weight).max(axis=0) / INT8_MAX, SMALLEST_SCALE).astype(np.float32)
+    return np.rint(weight / scales).astype(np.int8), scales
+
+
+def quantize_blocks(rows: Floats) -> tuple[Bytes, Floats]:
+    """Quantize (rows, size) to unsigned 8 bit around 128 with one scale per block of a row.
+
+    The last block is filled up: values (rows, blocks * BLOCK_SIZE), scales (rows, blocks).
+    """
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK_SIZE)))
+    blocks = padded.reshape(len(rows), -1, BLOCK_SIZE)
+    scales = np.maximum(np.abs(blocks).max(axis=2) / INT8_MAX, SMALLEST_SCALE).astype(np.float32)
+    values = (np.rint(blocks / scales[:, :, None]) + UINT8_ZERO).astype(np.uint8)
+    return values.reshape(len(rows), -1), scales
+
+
+LINEAR_SCHEMES: dict[Precision, Rewrite] = {
+    Precision.INT8: _linear_int8,
+    Precision.INT8_BLOCK: _linear_in_blocks,
+}

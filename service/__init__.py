@@ -1,0 +1,1 @@
+"""The HTTP service: opens bundles and answers in the Jina format."""

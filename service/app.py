@@ -1,0 +1,120 @@
+"""Composition: every object is made here and handed to those that use it. Also the table of statuses."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from typing import Any
+
+import falcon
+import orjson
+from falcon import App, HTTPError, Request, Response
+
+from service import logs, schema
+from service.config import Settings
+from service.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    LateChunkingUnsupported,
+    ModelNotFound,
+    ModelOutputInvalid,
+    ModelUnavailable,
+    RequestError,
+    UnsupportedMedia,
+)
+from service.middleware import RequestLog
+from service.registry import Registry
+from service.resources import RETRY_SECONDS, Embeddings, Health, Models, Root
+from service.scheduler import Scheduler
+
+STATUSES: dict[type[RequestError], int] = {
+    InvalidRequest: 422,
+    LateChunkingUnsupported: 422,
+    ModelNotFound: 404,
+    BodyTooLarge: 413,
+    UnsupportedMedia: 415,
+    ModelUnavailable: 503,
+    ModelOutputInvalid: 500,
+}
+FALCON_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
+ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+UNAVAILABLE = 503
+
+
+def create_app(settings: Settings) -> App:  # type: ignore[type-arg]
+    """Make the application; its models begin to load at once. Raises ConfigError when there are none."""
+    registry = Registry(settings, Scheduler(settings.max_batch_tokens))
+    app = make_app(settings, registry)
+    registry.start_loading()
+    return app
+
+
+def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[type-arg]
+    """Wire the routes to a registry, loaded or not."""
+    app = App(middleware=[RequestLog()])
+    app.req_options.strip_url_path_trailing_slash = True
+    json_handler = falcon.media.JSONHandler(dumps=_dumps, loads=orjson.loads)
+    app.resp_options.media_handlers[falcon.MEDIA_JSON] = json_handler
+    health = Health(registry)
+    app.add_route("/", Root(registry, _version()))
+    app.add_route("/v1/embeddings", Embeddings(registry, settings.max_body_bytes, settings.max_inputs))
+    app.add_route("/v1/models", Models(registry))
+    app.add_route("/healthz", health)
+    app.add_route("/readyz", health, suffix="ready")
+    app.add_route("/livez", health, suffix="live")
+    app.add_error_handler(RequestError, _answer_request_error)
+    app.add_error_handler(Exception, _answer_unexpected)
+    app.set_error_serializer(_answer_falcon_error)
+    return app
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("jina-onnx-server")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a source folder
+
+
+def _dumps(media: Any) -> bytes:
+    return orjson.dumps(media, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _error_type(status: int) -> str:
+    if status >= 500:
+        return "internal_error"
+    return ERROR_TYPES.get(status, "invalid_request_error")
+
+
+def _answer_request_error(req: Request, resp: Response, error: RequestError, params: dict[str, Any]) -> None:
+    status = STATUSES[type(error)]
+    resp.status = falcon.code_to_http_status(status)
+    if isinstance(error, LateChunkingUnsupported):
+        resp.media = schema.late_chunking_refusal(error.message)
+    else:
+        resp.media = schema.error_response(error.message, _error_type(status), error.param, error.code)
+    if status == UNAVAILABLE:
+        resp.set_header("Retry-After", RETRY_SECONDS)
+    req.context.fields["code"] = error.code
+
+
+def _answer_unexpected(req: Request, resp: Response, error: Exception, params: dict[str, Any]) -> None:
+    """Answer 500 for what nobody foresaw; Falcon's own errors keep their meaning."""
+    if isinstance(error, HTTPError | falcon.HTTPStatus):
+        raise error
+    request_id = req.context.request_id
+    logging.getLogger(logs.LOGGER_NAME).error(
+        "unexpected error", exc_info=error, extra={logs.FIELDS: {"request_id": request_id}}
+    )
+    resp.status = falcon.HTTP_500
+    message = f"The server failed unexpectedly. Its log has the reason under request id {request_id}."
+    resp.media = schema.error_response(message, _error_type(500), None, "internal_error")
+
+
+def _answer_falcon_error(req: Request, resp: Response, error: HTTPError) -> None:
+    status = error.status_code
+    code = FALCON_CODES.get(status, "http_error")
+    message = (
+        error.description or f"{error.status}: {req.method} {req.path} is not something this service does."
+    )
+    resp.content_type = falcon.MEDIA_JSON
+    resp.data = _dumps(schema.error_response(message, _error_type(status), None, code))

@@ -1,0 +1,168 @@
+"""Settings: the environment read once into typed fields. Knows names and limits, not what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from service import host
+from service.errors import ConfigError
+from service.manifest import Precision
+
+AUTO = "auto"
+MEBIBYTE = 1 << 20
+Choice = TypeVar("Choice", bound=StrEnum)
+# Of the architecture, but not built yet: set, they stop the start, so that nobody relies on them.
+UNSUPPORTED = (
+    "API_KEYS", "CACHE_DIR", "CORS_ORIGINS", "IMAGE_ALLOW_HOSTS", "IMAGE_MAX_BYTES", "IMAGE_MAX_PIXELS",
+    "MAX_QUEUE_TOKENS", "RATE_LIMIT", "REQUEST_TIMEOUT",
+)  # fmt: skip
+
+
+class Device(StrEnum):
+    """Where sessions run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+
+
+class LogLevel(StrEnum):
+    """The least severe line that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How a line is written."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting of the service, checked."""
+
+    host: str = "0.0.0.0"  # bind address
+    port: int = 8080
+    models_dir: Path = Path("onnx_models")  # where bundles are
+    models_to_load: tuple[str, ...] = ()  # model ids; empty: all bundles found
+    device: Device = Device.AUTO
+    precision: Precision | None = None  # None: chosen per model
+    intra_op_threads: int = 1  # threads of one session
+    workers: int = 1  # gunicorn processes
+    threads: int = 32  # requests a worker holds at once
+    max_body_bytes: int = 32 * MEBIBYTE
+    max_inputs: int = 2048  # inputs of one request
+    max_batch_tokens: int = 2048  # rows x tokens of one run, padding included
+    verify_hashes: bool = False  # check sha256 of every bundle file at start
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.JSON
+
+
+def from_environment(environ: Mapping[str, str]) -> Settings:
+    """Read the settings; an empty variable counts as unset. Raises ConfigError naming the variable."""
+    present = {name: value.strip() for name, value in environ.items() if value.strip()}
+    for name in UNSUPPORTED:
+        if name in present:
+            raise ConfigError(f"{name} is not supported by this version; unset it")
+    values: dict[str, Any] = {
+        field: parse(name, present[name]) for name, (field, parse) in VARIABLES.items() if name in present
+    }
+    values = {field: value for field, value in values.items() if value is not None}
+    workers = values.get("workers", Settings.workers)
+    values.setdefault("intra_op_threads", max(1, host.num_usable_cores() // workers))
+    return Settings(**values)
+
+
+def _text(name: str, value: str) -> str:
+    return value
+
+
+def _path(name: str, value: str) -> Path:
+    return Path(value)
+
+
+def _integer(lowest: int, highest: int) -> Callable[[str, str], int]:
+    def parse(name: str, value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise ConfigError(f"{name} is {value!r}, must be an integer") from None
+        if not lowest <= number <= highest:
+            raise ConfigError(f"{name} is {number}, must be from {lowest} to {highest}")
+        return number
+
+    return parse
+
+
+def _integer_or_auto(highest: int) -> Callable[[str, str], int | None]:
+    parse = _integer(1, highest)
+    return lambda name, value: None if value == AUTO else parse(name, value)
+
+
+def _one_of(choices: type[Choice]) -> Callable[[str, str], Choice]:
+    def parse(name: str, value: str) -> Choice:
+        try:
+            return choices(value.lower())
+        except ValueError:
+            raise ConfigError(f"{name} is {value!r}, must be one of {', '.join(choices)}") from None
+
+    return parse
+
+
+def _device(name: str, value: str) -> Device:
+    if value.lower().partition(":")[0] == "cuda":
+        raise ConfigError(f"{name}={value} is not supported by this version; use auto or cpu")
+    return _one_of(Device)(name, value)
+
+
+def _precision(name: str, value: str) -> Precision | None:
+    if value.lower() == AUTO:
+        return None
+    try:
+        return Precision(value.lower())
+    except ValueError:
+        choices = ", ".join((AUTO, *Precision))
+        raise ConfigError(f"{name} is {value!r}, must be one of {choices}") from None
+
+
+def _flag(name: str, value: str) -> bool:
+    if value not in ("0", "1"):
+        raise ConfigError(f"{name} is {value!r}, must be 0 or 1")
+    return value == "1"
+
+
+def _model_ids(name: str, value: str) -> tuple[str, ...] | None:
+    if value.lower() == "all":
+        return None
+    ids = tuple(dict.fromkeys(part.strip().lower() for part in value.split(",") if part.strip()))
+    tasks = [model_id for model_id in ids if ":" in model_id]
+    if tasks or not ids:
+        raise ConfigError(f"{name} is {value!r}, must be 'all' or a comma-separated list of model ids")
+    return ids
+
+
+VARIABLES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
+    "HOST": ("host", _text),
+    "PORT": ("port", _integer(1, 65535)),
+    "MODELS_DIR": ("models_dir", _path),
+    "MODELS_TO_LOAD": ("models_to_load", _model_ids),
+    "DEVICE": ("device", _device),
+    "PRECISION": ("precision", _precision),
+    "INTRA_OP_THREADS": ("intra_op_threads", _integer_or_auto(1024)),
+    "WORKERS": ("workers", _integer_or_auto(1024)),
+    "THREADS": ("threads", _integer_or_auto(1024)),
+    "MAX_BODY_BYTES": ("max_body_bytes", _integer(1, 1 << 40)),
+    "MAX_INPUTS": ("max_inputs", _integer(1, 1 << 20)),
+    "MAX_BATCH_TOKENS": ("max_batch_tokens", _integer(1, 1 << 24)),
+    "VERIFY_HASHES": ("verify_hashes", _flag),
+    "LOG_LEVEL": ("log_level", _one_of(LogLevel)),
+    "LOG_FORMAT": ("log_format", _one_of(LogFormat)),
+}

@@ -1,0 +1,101 @@
+"""The error tree. Knows what went wrong and what to tell the caller, nothing about HTTP statuses.
+
+ProjectError
+├── ConfigError            a setting is wrong: the start stops
+├── BundleError            a bundle is missing, broken or too new
+├── BakeError              a checkpoint cannot be baked
+└── RequestError           one request cannot be answered; has param and code
+    ├── InvalidRequest     the request itself is wrong
+    │   └── LateChunkingUnsupported   has a body of its own in the specification
+    ├── ModelNotFound      no such model is loaded
+    ├── BodyTooLarge       the body exceeds MAX_BODY_BYTES
+    ├── UnsupportedMedia   the content type is not JSON
+    ├── ModelUnavailable   the model is still loading, or failed to load
+    └── ModelOutputInvalid the graph answered with a value that is not finite
+"""
+
+from __future__ import annotations
+
+
+class ProjectError(Exception):
+    """Anything this project raises on purpose."""
+
+
+class ConfigError(ProjectError):
+    """A setting is wrong; the message names the variable and the remedy."""
+
+
+class BundleError(ProjectError):
+    """A bundle cannot be opened; the message says why."""
+
+
+class BakeError(ProjectError):
+    """A checkpoint cannot be turned into a bundle; the message says why."""
+
+
+class RequestError(ProjectError):
+    """A request cannot be answered."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class InvalidRequest(RequestError):
+    """The request is wrong; the message names the field and the remedy."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
+        super().__init__(message, param=param, code=code)
+
+
+class LateChunkingUnsupported(InvalidRequest):
+    """The model cannot do late chunking."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="late_chunking", code="late_chunking_unsupported")
+
+
+class ModelNotFound(RequestError):
+    """No loaded model has the requested name."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model", code="model_not_found")
+
+
+class BodyTooLarge(RequestError):
+    """The request body exceeds the limit."""
+
+    def __init__(self, max_body_bytes: int) -> None:
+        super().__init__(
+            f"The request body is larger than {max_body_bytes} bytes (MAX_BODY_BYTES). Send fewer inputs.",
+            code="body_too_large",
+        )
+
+
+class UnsupportedMedia(RequestError):
+    """The request body is not declared as JSON."""
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(
+            f"Content type {content_type!r} is not supported. Send 'Content-Type: application/json'.",
+            code="unsupported_media_type",
+        )
+
+
+class ModelUnavailable(RequestError):
+    """The model is known but cannot answer now."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message, param="model", code=code)
+
+
+class ModelOutputInvalid(RequestError):
+    """The graph produced NaN or infinity."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"Model {model} computed a value that is not finite; the answer was withheld.",
+            code="model_output_not_finite",
+        )

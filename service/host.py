@@ -1,0 +1,83 @@
+"""What this host offers: cores, instruction set, free memory. Reads the operating system, decides nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+# First match wins: from the richest 8-bit arithmetic to the poorest.
+INSTRUCTION_SETS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2", "i8mm", "asimddp", "asimd")
+FAST_INT8 = frozenset({"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"})
+
+
+def num_usable_cores(cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> int:
+    """Return the cores this process may use: the smaller of its affinity and its cgroup quota, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for folder in _cgroup_folders(cgroup_root, proc) if (quota := _cpu_quota(folder))]
+    return max(1, min([float(cores), *quotas]).__floor__())
+
+
+def instruction_set(proc: Path = PROC) -> str:
+    """Return the name of the best 8-bit instruction set of the processor, or its architecture."""
+    try:
+        flags = set((proc / "cpuinfo").read_text().replace(":", " ").split())
+    except OSError:
+        flags = set()
+    return next((name for name in INSTRUCTION_SETS if name in flags), platform.machine())
+
+
+def available_memory(cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> int | None:
+    """Return the bytes that can be allocated, by free memory and cgroup limits; None if unknown."""
+    rooms = [
+        room for folder in _cgroup_folders(cgroup_root, proc) if (room := _memory_room(folder)) is not None
+    ]
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    rooms += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min(rooms, default=None)
+
+
+def _cgroup_folders(root: Path, proc: Path) -> Iterator[Path]:
+    """List the folders whose limits bind this process: its own cgroups and all above them (v2 and v1)."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        base = root / controllers if controllers else root
+        relative = Path(path.lstrip("/"))
+        for part in (relative, *relative.parents):
+            yield base / part
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+    except (OSError, ValueError):
+        return None
+    if quota == "max" or int(quota) <= 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _memory_room(folder: Path) -> int | None:
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            return int((folder / limit).read_text()) - int((folder / usage).read_text())
+        except (OSError, ValueError):
+            continue
+    return None

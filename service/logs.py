@@ -1,0 +1,76 @@
+"""How log lines look: one JSON object or one plain line each. Knows logging, nothing of requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import time
+from typing import Any
+
+from service.config import LogFormat, Settings
+
+LOGGER_NAME = "jina_onnx_server"
+FIELDS = "fields"  # the attribute of a record that holds its structured part
+
+
+class JsonFormatter(logging.Formatter):
+    """Write a record as one JSON object: time, level, message, fields, error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, FIELDS, {}),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """Write a record as time, level, message and its fields as key=value."""
+
+    def __init__(self) -> None:
+        """Fix the layout of the first three."""
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is logging's
+        """Return the line without a traceback."""
+        fields = (f"{name}={value}" for name, value in getattr(record, FIELDS, {}).items())
+        return " ".join((super().formatMessage(record), *fields))
+
+
+FORMATTERS: dict[LogFormat, type[logging.Formatter]] = {
+    LogFormat.JSON: JsonFormatter,
+    LogFormat.TEXT: TextFormatter,
+}
+
+
+def dict_config(settings: Settings) -> dict[str, Any]:
+    """Describe the logging of service and gunicorn for logging.config: everything to standard error."""
+    level = settings.log_level.upper()
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"()": FORMATTERS[settings.log_format]}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "root": {"level": "WARNING", "handlers": ["stderr"]},
+        "loggers": {
+            LOGGER_NAME: {"level": level, "handlers": ["stderr"], "propagate": False},
+            "gunicorn.error": {"level": level, "handlers": ["stderr"], "propagate": False},
+            "gunicorn.access": {
+                "level": "CRITICAL",
+                "handlers": [],
+                "propagate": False,
+            },  # ours has more in it
+        },
+    }
+
+
+def write(level: int, message: str, **fields: object) -> None:
+    """Write one line with structured fields."""
+    logging.getLogger(LOGGER_NAME).log(level, message, extra={FIELDS: fields})

@@ -1,0 +1,191 @@
+"""The bundle contract: what `manifest.json` says and whether the files agree. Knows no graph and no HTTP.
+
+`convert` writes it, `service` reads it. A recipe holds the facts known beforehand, `bake` fills in the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from service.errors import BundleError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+HASH_BLOCK = 1 << 20  # bytes read at a time when hashing
+
+
+class Precision(StrEnum):
+    """The number formats of a graph's weights."""
+
+    FP32 = "fp32"
+    INT8 = "int8"
+    INT8_BLOCK = "int8-block"
+
+
+class Kind(StrEnum):
+    """What a model answers with, spelled as `/v1/models` spells it."""
+
+    EMBEDDING = "embedding"
+    RERANKER = "reranker"
+
+
+class Pooling(StrEnum):
+    """How token states become one vector."""
+
+    MEAN = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a checkpoint came from; hashes are of its weight files."""
+
+    id: str
+    revision: str | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """A variant against fp32 over `num_texts` texts; overlap is the share of 10 nearest neighbours kept."""
+
+    mean_cosine: float
+    worst_cosine: float
+    top10_overlap: float
+    num_texts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Tokens per second of one run of 8 rows x 128 tokens on one instruction set."""
+
+    tokens_per_second: float
+    instruction_set: str
+    num_threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The fp32 variant against vectors of the reference implementation."""
+
+    worst_cosine: float
+    max_abs_difference: float
+    num_texts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One graph: a task at a precision. `task` is None where the model has no tasks."""
+
+    precision: Precision
+    file: str
+    task: str | None = None
+    verified: bool = False
+    quality: Quality | None = None
+    speed: Speed | None = None
+    reference: Reference | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """Size in bytes and sha256 of a file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything the service needs to know of a model. Zero and empty mean: filled in by the bake."""
+
+    name: str
+    kind: Kind
+    pooling: Pooling
+    licence: str
+    owned_by: str
+    source: Source
+    max_tokens: int = 0
+    dimensions: int = 0
+    truncatable: bool = False  # trained for shorter vectors: any `dimensions` up to its own
+    variants: tuple[Variant, ...] = ()
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    created: int = 0  # unix time of the bake
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse values no bundle can have."""
+        for name in ("max_tokens", "dimensions", "created"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
+        missing = [variant.file for variant in self.variants if self.files and variant.file not in self.files]
+        if missing:
+            raise ValueError(f"variants name files that are not listed in files: {', '.join(missing)}")
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """List the precisions of the variants, each once, in their order."""
+        return tuple(dict.fromkeys(variant.precision for variant in self.variants))
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the manifest as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def load(folder: Path) -> Manifest:
+    """Read the manifest of a bundle and check that its files have the recorded sizes.
+
+    Raises BundleError, which says what to do.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        content = path.read_bytes()
+        version = msgspec.json.decode(content, type=dict[str, object]).get("format_version")
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"{path} has format_version {version!r}, this version reads {FORMAT_VERSION}: bake it again"
+            )
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path} is not a valid manifest: {error}") from error
+    if manifest.name != folder.resolve().name and manifest.name != folder.name:
+        raise BundleError(f"{path} is of model {manifest.name!r}: the folder must have the model's name")
+    if not manifest.variants or not manifest.dimensions or not manifest.max_tokens:
+        raise BundleError(f"{path} is incomplete (variants, dimensions or max_tokens missing): bake it again")
+    check_sizes(folder, manifest)
+    return manifest
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Compare every file's size with its record. Raises BundleError that names the file."""
+    for name, record in manifest.files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            raise BundleError(f"{folder / name} cannot be read: {error.strerror}; bake it again") from error
+        if size != record.size:
+            raise BundleError(f"{folder / name} has {size} bytes instead of {record.size}; bake it again")
+
+
+def check_hashes(folder: Path, manifest: Manifest) -> None:
+    """Compare every file's sha256 with its record. Raises BundleError that names the file."""
+    for name, record in manifest.files.items():
+        if sha256_of(folder / name) != record.sha256:
+            raise BundleError(f"{folder / name} does not have its recorded sha256; bake it again")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""What happens around every request: an id and one log line. Knows headers and time, no route."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from falcon import Request, Response
+
+from service import logs
+
+REQUEST_ID = "X-Request-ID"
+SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+SERVER_ERROR, UNAVAILABLE = 500, 503
+
+
+class RequestLog:
+    """Gives every request an id, the caller's if it is sane, and writes one line when it is answered."""
+
+    def process_request(self, req: Request, resp: Response) -> None:
+        """Note the start and the id."""
+        req.context.begin = time.perf_counter()
+        given = req.get_header(REQUEST_ID) or ""
+        req.context.request_id = given if SANE_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        req.context.fields = {}
+        resp.set_header(REQUEST_ID, req.context.request_id)
+
+    def process_response(self, req: Request, resp: Response, resource: object, req_succeeded: bool) -> None:
+        """Write the line: never the texts, only what they were."""
+        status = int(resp.status_code)
+        logs.write(
+            logging.ERROR if status >= SERVER_ERROR and status != UNAVAILABLE else logging.INFO,
+            "request",
+            request_id=req.context.request_id,
+            method=req.method,
+            path=req.path,
+            status=status,
+            milliseconds=round((time.perf_counter() - req.context.begin) * 1000, 2),
+            client=req.remote_addr,
+            **req.context.fields,
+        )

@@ -1,0 +1,163 @@
+"""Names to models. Loads bundles in the background and knows which are loading, ready or failed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from service import host, logs
+from service import manifest as contract
+from service.config import Settings
+from service.embedding import EmbeddingModel, open_model
+from service.errors import BundleError, ConfigError, ModelNotFound, ModelUnavailable, ProjectError
+from service.manifest import MANIFEST_FILE, Precision
+from service.scheduler import Scheduler
+from service.selection import Choice, choose
+from service.session import SessionSettings
+
+
+class State(StrEnum):
+    """What a bundle is doing."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that serves and the precision chosen for it."""
+
+    model: EmbeddingModel
+    choice: Choice
+
+
+class Registry:
+    """The models of one worker."""
+
+    def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
+        """Find the bundles. Raises ConfigError when there is nothing to serve."""
+        self._settings = settings
+        self._scheduler = scheduler
+        self._folders = find_bundles(settings)
+        self._loaded: dict[str, Loaded] = {}
+        self._failed: dict[str, str] = {}
+
+    def start_loading(self) -> threading.Thread:
+        """Load every bundle in a thread of its own; the service can answer meanwhile."""
+        thread = threading.Thread(target=self.load, name="model-loading", daemon=True)
+        thread.start()
+        return thread
+
+    def load(self) -> None:
+        """Load every bundle; a broken one is remembered with its reason and does not stop the others."""
+        for name, folder in self._folders.items():
+            try:
+                self._finish(name, loaded=self._open(folder))
+            except ProjectError as error:
+                self._finish(name, reason=str(error))
+                logs.write(logging.ERROR, "model failed to load", model=name, reason=str(error))
+            except Exception as error:  # noqa: BLE001  whatever a native library raises must not end the thread
+                self._finish(name, reason=f"{type(error).__name__}: {error}")
+                logs.write(logging.ERROR, "model failed to load", model=name, reason=repr(error))
+
+    def get(self, name: str) -> EmbeddingModel:
+        """Return the model of a name; a hub id or another case finds the same model.
+
+        Raises ModelNotFound, or ModelUnavailable while it is loading or after it has failed.
+        """
+        short = name.rpartition("/")[2].lower()
+        loaded = self._loaded.get(short)
+        if loaded:
+            return loaded.model
+        if short in self._failed:
+            raise ModelUnavailable(
+                f"Model {short} failed to load: {self._failed[short]}", code="model_failed"
+            )
+        if short in self._folders:
+            raise ModelUnavailable(f"Model {short} is still loading; try again soon.", code="model_loading")
+        known = ", ".join(self._loaded) or "none yet"
+        raise ModelNotFound(f"Model {name!r} not found. Loaded models: {known}.")
+
+    def loaded(self) -> list[Loaded]:
+        """List the models that serve."""
+        return list(self._loaded.values())
+
+    def failed(self) -> dict[str, str]:
+        """Return the reasons of the bundles that could not be loaded, by name."""
+        return dict(self._failed)
+
+    def state(self) -> State:
+        """Return failed if any bundle failed, else loading until all are ready."""
+        if self._failed:
+            return State.FAILED
+        return State.READY if len(self._loaded) == len(self._folders) else State.LOADING
+
+    def _finish(self, name: str, *, loaded: Loaded | None = None, reason: str = "") -> None:
+        if loaded:
+            self._loaded[name] = loaded
+        else:
+            self._failed[name] = reason
+
+    def _open(self, folder: Path) -> Loaded:
+        manifest = contract.load(folder)
+        if self._settings.verify_hashes:
+            contract.check_hashes(folder, manifest)
+        choice = choose(manifest, self._settings.precision, host.instruction_set())
+        session_settings = SessionSettings(num_threads=self._settings.intra_op_threads)
+        model = open_model(folder, manifest, choice.precision, session_settings, self._scheduler)
+        model.warm_up()
+        logs.write(
+            logging.INFO,
+            "model ready",
+            model=manifest.name,
+            device="cpu",
+            precision=choice.precision,
+            verified="verified" if choice.verified else "unverified",
+            reason=choice.reason,
+            threads=session_settings.num_threads,
+        )
+        return Loaded(model, choice)
+
+
+def find_bundles(settings: Settings) -> dict[str, Path]:
+    """Return the folders of the bundles to serve, by model id. Raises ConfigError naming the remedy."""
+    directory = settings.models_dir
+    folders = sorted(directory.iterdir()) if directory.is_dir() else []
+    found = {
+        folder.name.lower(): folder
+        for folder in folders
+        if not folder.name.startswith(".") and (folder / MANIFEST_FILE).exists()
+    }
+    if not found:
+        raise ConfigError(
+            f"no bundle in {directory} (MODELS_DIR); bake one: "
+            f"python -m convert all-minilm-l6-v2 --out {directory}"
+        )
+    missing = [name for name in settings.models_to_load if name not in found]
+    if missing:
+        raise ConfigError(
+            f"MODELS_TO_LOAD names {', '.join(missing)}, but {directory} holds {', '.join(found)}; "
+            f"bake: python -m convert {' '.join(missing)} --out {directory}"
+        )
+    return {name: found[name] for name in settings.models_to_load or found}
+
+
+def check_start(settings: Settings) -> None:
+    """Refuse a start that could serve nothing: no bundle, or a PRECISION that no bundle holds.
+
+    Raises ConfigError. Broken bundles are let pass: they are reported while the others serve.
+    """
+    baked: set[Precision] = set()
+    for folder in find_bundles(settings).values():
+        try:
+            baked.update(contract.load(folder).precisions)
+        except BundleError:
+            continue
+    if settings.precision is not None and baked and settings.precision not in baked:
+        raise ConfigError(
+            f"PRECISION is {settings.precision}, but the bundles hold only {', '.join(sorted(baked))}"
+        )

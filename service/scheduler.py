@@ -1,0 +1,45 @@
+"""Runs the work of requests on sessions. Knows lengths and sessions, nothing of models or HTTP.
+
+One request at a time runs on a session; the others wait for its lock. Requests on different sessions are not
+kept apart.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from service.batching import plan
+from service.session import Session, pad
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+class Scheduler:
+    """Decides what runs when."""
+
+    def __init__(self, max_batch_tokens: int) -> None:
+        """Limit a run to `max_batch_tokens` rows x tokens, padding included."""
+        self._max_batch_tokens = max_batch_tokens
+        self._locks: weakref.WeakKeyDictionary[Session, threading.Lock] = weakref.WeakKeyDictionary()
+        self._locks_guard = threading.Lock()
+
+    def submit(self, session: Session, sequences: Sequence[Ids], output: str) -> list[Floats]:
+        """Compute one output for every sequence of token ids; return its rows in the order given."""
+        rows: list[Floats] = [np.empty(0, dtype=np.float32)] * len(sequences)
+        groups = plan([len(ids) for ids in sequences], self._max_batch_tokens)
+        with self._lock_of(session):
+            for group in groups:
+                (computed,) = session.run(pad([sequences[index] for index in group]), [output])
+                for index, row in zip(group, computed, strict=True):
+                    rows[index] = row
+        return rows
+
+    def _lock_of(self, session: Session) -> threading.Lock:
+        with self._locks_guard:
+            return self._locks.setdefault(session, threading.Lock())

