@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +60,15 @@ class WeightsFile:
         self._digest.update(content)
         self._file.write(content)
 
-    def close(self) -> FileRecord:
+    def finish(self) -> FileRecord:
         """Flush to the disk; return size and hash."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        size = self._file.tell()
+        return FileRecord(size=self._file.tell(), sha256=self._digest.hexdigest())
+
+    def close(self) -> None:
+        """Close the file, finished or not."""
         self._file.close()
-        return FileRecord(size=size, sha256=self._digest.hexdigest())
 
 
 def write_graphs(
@@ -75,15 +77,15 @@ def write_graphs(
     """Write the graphs of one precision and the weights they share; return what was written, by path."""
     target = folder / precision
     target.mkdir()
-    weights = WeightsFile(target / WEIGHTS_FILE)
     records = {}
-    for name, graph in graphs.items():
-        initializers = [
-            _initializer(weights, name, value, on_bytes) for name, value in graph.constants.items()
-        ]
-        content = to_model(graph, initializers).SerializeToString(deterministic=True)
-        records[f"{precision}/{name}.onnx"] = write_file(target / f"{name}.onnx", content)
-    records[f"{precision}/{WEIGHTS_FILE}"] = weights.close()
+    with closing(WeightsFile(target / WEIGHTS_FILE)) as weights:
+        for name, graph in graphs.items():
+            initializers = [
+                _initializer(weights, name, value, on_bytes) for name, value in graph.constants.items()
+            ]
+            content = to_model(graph, initializers).SerializeToString(deterministic=True)
+            records[f"{precision}/{name}.onnx"] = write_file(target / f"{name}.onnx", content)
+        records[f"{precision}/{WEIGHTS_FILE}"] = weights.finish()
     return records
 
 

@@ -1,0 +1,159 @@
+"""Bulk throughput: the bare session against HTTP on the same texts in the same groups. Knows no quality.
+
+Both do the same list of requests and are timed from its begin to its end. The bare session finds its padded
+arrays made: what it saves is tokenizer, padding, pooling, JSON, HTTP and the clients themselves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from service import manifest as contract
+from service import tokenization
+from service.batching import plan
+from service.embedding import POOLED
+from service.manifest import TOKENIZER_FILE, Precision
+from service.session import Array, Session, SessionSettings, pad
+from tests.bench import load, tables
+from tests.bench.errors import BenchError
+from tests.bench.server import Service
+
+NUM_CLIENTS = 2
+PASSAGES_PER_REQUEST = 64
+TARGET_RATIO = 0.85
+HEADER = ("precision", "run", "bare tokens/s", "HTTP tokens/s", "HTTP passages/s", "ratio")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, both ways: its body, and its groups as inputs of the session."""
+
+    body: bytes
+    groups: list[dict[str, Array]]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of one run of the bare session and of the HTTP run after it."""
+
+    bare_seconds: float
+    http_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """Return the speed through HTTP as a share of the bare session's."""
+        return self.bare_seconds / self.http_seconds
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What every run computes, and the runs."""
+
+    num_requests: int
+    num_tokens: int
+    pairs: list[Pair]
+
+    @property
+    def ratio(self) -> float:
+        """Return the median of the ratios."""
+        return statistics.median(pair.ratio for pair in self.pairs)
+
+
+def measure(service: Service, passages: Sequence[str], num_runs: int, seconds: float) -> Figures:
+    """Alternate bare session and HTTP, as many requests in each run as take the bare session `seconds`."""
+    settings = service.settings
+    manifest = contract.load(service.bundle)
+    variant = next(variant for variant in manifest.variants if variant.precision == service.precision)
+    session = Session(service.bundle / variant.file, SessionSettings(settings.intra_op_threads))
+    requests = _prepare(service, passages, manifest.max_tokens)
+    _run_bare(session, requests[:1])
+    _run_http(service, requests[:NUM_CLIENTS])
+    probe = requests[: len(requests) // 3]
+    seconds_per_request = _run_bare(session, probe) / len(probe)
+    # At least two for each client, and as many for one as for the other.
+    num_requests = NUM_CLIENTS * max(2, round(seconds / seconds_per_request / NUM_CLIENTS))
+    requests = list(itertools.islice(itertools.cycle(requests), num_requests))
+    pairs = []
+    for run in range(1, num_runs + 1):
+        pair = Pair(_run_bare(session, requests), _run_http(service, requests))
+        pairs.append(pair)
+        print(f"{service.precision}: bulk {run}/{num_runs}: {pair.ratio:.3f}", file=sys.stderr)
+    return Figures(num_requests, sum(request.num_tokens for request in requests), pairs)
+
+
+def table(found: Mapping[Precision, Figures], source: str, command: str) -> list[str]:
+    """Lay out every pair and the median ratio of each precision."""
+    rows = []
+    for precision, figures in found.items():
+        rows += [
+            _row(precision, str(number), figures, [pair]) for number, pair in enumerate(figures.pairs, 1)
+        ]
+        rows.append(_row(precision, "median", figures, figures.pairs))
+    title = f"bulk, {PASSAGES_PER_REQUEST} passages a request, {NUM_CLIENTS} clients, and the bare session; {source}"
+    verdicts = [
+        f"target of {precision}: ratio at least {TARGET_RATIO}: {figures.ratio:.3f}, "
+        f"{tables.verdict(figures.ratio >= TARGET_RATIO)} "
+        f"({figures.num_requests} requests, {figures.num_tokens:,} tokens a run)"
+        for precision, figures in found.items()
+    ]
+    return [*tables.aligned(title, command, HEADER, rows), *verdicts]
+
+
+def _row(precision: Precision, name: str, figures: Figures, pairs: Sequence[Pair]) -> tables.Row:
+    bare_seconds = statistics.median(pair.bare_seconds for pair in pairs)
+    http_seconds = statistics.median(pair.http_seconds for pair in pairs)
+    return (
+        precision,
+        name,
+        f"{figures.num_tokens / bare_seconds:,.0f}",
+        f"{figures.num_tokens / http_seconds:,.0f}",
+        f"{figures.num_requests * PASSAGES_PER_REQUEST / http_seconds:,.1f}",
+        f"{statistics.median(pair.ratio for pair in pairs):.3f}",
+    )
+
+
+def _prepare(service: Service, passages: Sequence[str], max_tokens: int) -> list[Request]:
+    """Deal the passages, over and over, into different requests until each was sent equally often."""
+    tokenizer = tokenization.load(service.bundle / TOKENIZER_FILE)
+    sequences = [tokenizer.truncate(ids, max_tokens) for ids in tokenizer.encode(passages)]
+    indices = itertools.cycle(range(len(passages)))
+    requests: list[Request] = []
+    while not requests or len(requests) * PASSAGES_PER_REQUEST % len(passages):
+        chosen = list(itertools.islice(indices, PASSAGES_PER_REQUEST))
+        rows = [sequences[index] for index in chosen]
+        lengths = [len(ids) for ids in rows]
+        groups = plan(lengths, service.settings.max_batch_tokens)
+        requests.append(
+            Request(
+                body=load.encode([passages[index] for index in chosen]),
+                groups=[pad([rows[index] for index in group]) for group in groups],
+                num_tokens=sum(lengths),
+            )
+        )
+    return requests
+
+
+def _run_bare(session: Session, requests: Sequence[Request]) -> float:
+    """Return the seconds that the session takes for the requests."""
+    begin = time.perf_counter()
+    for request in requests:
+        for group in request.groups:
+            session.run(group, [POOLED])
+    return time.perf_counter() - begin
+
+
+def _run_http(service: Service, requests: Sequence[Request]) -> float:
+    """Return the seconds that the service takes for them. Raises BenchError if it counts other tokens."""
+    bodies = iter([request.body for request in requests])  # shared: a client that is free takes the next one
+    sent = load.run(service, [bodies] * NUM_CLIENTS)
+    num_tokens = sum(answer["usage"]["total_tokens"] for answer in sent.parsed())
+    expected = sum(request.num_tokens for request in requests)
+    if num_tokens != expected:
+        raise BenchError(f"the service counted {num_tokens} tokens, its tokenizer gives {expected}")
+    return sent.seconds

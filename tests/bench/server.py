@@ -1,0 +1,151 @@
+"""One real gunicorn: how it is started, waited for and stopped. Knows settings, no measurement."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import orjson
+
+from service import config
+from service.config import Settings
+from service.manifest import Precision
+from tests.bench.errors import BenchError
+
+PROJECT = Path(__file__).parents[2]
+MODEL = "all-minilm-l6-v2"
+LOCALHOST = "127.0.0.1"
+COMMAND = ("-m", "gunicorn", "service.wsgi:app", "-c", "gunicorn.conf.py")
+START_SECONDS, STOP_SECONDS, ANSWER_SECONDS = 120, 60, 600
+POLL_SECONDS = 0.1
+# The settings of the environment that a benchmark may vary; all others are fixed or left out.
+TUNABLE = ("INTRA_OP_THREADS", "MAX_BATCH_TOKENS", "THREADS")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service that has one model at one precision, and the settings it runs with."""
+
+    settings: Settings
+    precision: Precision
+
+    @property
+    def bundle(self) -> Path:
+        """Return the folder of the model that is served."""
+        return self.settings.models_dir / MODEL
+
+    def connect(self) -> http.client.HTTPConnection:
+        """Open a connection that is kept alive."""
+        connection = http.client.HTTPConnection(LOCALHOST, self.settings.port, timeout=ANSWER_SECONDS)
+        connection.connect()
+        return connection
+
+
+@contextmanager
+def serve(models_dir: Path, precision: Precision) -> Iterator[Service]:
+    """Run gunicorn on a free port until the block ends. Raises BenchError, with its log, where it fails."""
+    variables = environment(os.environ, models_dir, precision, _free_port())
+    service = Service(config.from_environment(variables), precision)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, *COMMAND], cwd=PROJECT, env=variables, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            _wait_until_ready(service, process)
+            _check_precision(service)
+            yield service
+        except (BenchError, OSError, http.client.HTTPException) as error:
+            raise BenchError(f"{precision}: {error}\n{_read(log)}".rstrip()) from error
+        finally:
+            _stop(process)
+        if warnings := _read(log):
+            print(f"{precision}: the service logged:\n{warnings}", file=sys.stderr)
+
+
+def environment(
+    environ: Mapping[str, str], models_dir: Path, precision: Precision, port: int
+) -> dict[str, str]:
+    """Return the environment with the settings of the service replaced, but for the tunable ones."""
+    own = {*config.VARIABLES, *config.UNSUPPORTED, "GUNICORN_CMD_ARGS"} - {*TUNABLE}
+    return {name: value for name, value in environ.items() if name not in own} | {
+        "HOST": LOCALHOST,
+        "PORT": str(port),
+        "DEVICE": "cpu",
+        "WORKERS": "1",
+        "MODELS_DIR": str(models_dir.resolve()),
+        "MODELS_TO_LOAD": MODEL,
+        "PRECISION": precision,
+        "LOG_LEVEL": "warning",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOCALHOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(service: Service, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    reason = "no answer"
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise BenchError(f"gunicorn ended with status {process.returncode}")
+        try:
+            status, body = _get(service, "/healthz")
+        except OSError as error:
+            reason = str(error)
+        else:
+            if status == http.client.OK:
+                return
+            reason = body.decode(errors="replace")
+            if orjson.loads(body).get("status") == "error":
+                break
+        time.sleep(POLL_SECONDS)
+    raise BenchError(f"the service did not become ready: {reason}")
+
+
+def _check_precision(service: Service) -> None:
+    """Make sure that what is measured is what was asked for."""
+    served = {
+        entry["id"]: entry["precision"] for entry in orjson.loads(_get(service, "/v1/models")[1])["data"]
+    }
+    if served != {MODEL: service.precision}:
+        raise BenchError(f"the service has {served} instead of {MODEL} at {service.precision}")
+
+
+def _get(service: Service, path: str) -> tuple[int, bytes]:
+    connection = service.connect()
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _read(log: IO[bytes]) -> str:
+    log.seek(0)
+    return log.read().decode(errors="replace").strip()

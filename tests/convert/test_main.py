@@ -1,0 +1,86 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from convert import verify
+from convert.__main__ import main
+from convert.catalog import RECIPES
+from tests.conftest import MODEL
+
+
+def test_list_prints_every_recipe(capsys: pytest.CaptureFixture[str], tiny_models: Path) -> None:
+    assert main(["--list", "--out", str(tiny_models)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert "Apache-2.0" in lines[0]
+    assert "baked: fp32, int8, int8-block" in lines[0]
+
+
+def test_an_existing_bundle_is_kept_without_force(
+    tiny_models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([MODEL, "--out", str(tiny_models)]) == 0
+    assert "--force" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "name a model"),
+        (["gpt-2"], "not in the catalog"),
+        ([MODEL, "--source", "nowhere"], "neither a folder nor a hub id"),
+        (["verify", MODEL], "manifest.json cannot be read"),
+    ],
+)
+def test_a_failure_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    assert main([*arguments, "--out", str(tmp_path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert reason in lines[0]
+
+
+@pytest.mark.parametrize("arguments", [["--precision", "int5"], ["--verify", "maybe"]])
+def test_a_wrong_option_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([MODEL, *arguments])
+
+
+def test_verify_prints_figures_and_sees_damage(
+    tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(tiny_models, tmp_path / "models"))
+    assert main(["verify", MODEL, "--out", str(out)]) == 0
+    assert "mean cosine" in capsys.readouterr().out
+    path = out / MODEL / "int8" / "weights.data"
+    content = bytearray(path.read_bytes())
+    content[0] ^= 0xFF
+    path.write_bytes(content)
+    assert main(["verify", MODEL, "--out", str(out)]) == 1
+    assert "sha256" in capsys.readouterr().err
+
+
+def test_verify_fails_when_a_precision_falls_below_its_floor(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verify, "FLOORS", {"mean_cosine": 0.5})
+    assert main([MODEL, "--source", str(tiny_checkpoint), "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(verify, "FLOORS", {"mean_cosine": 1.1})
+    assert main(["verify", MODEL, "--out", str(tmp_path)]) == 1
+    assert "no longer verified: int8/model.onnx" in capsys.readouterr().err
+
+
+def test_the_built_in_texts_are_varied() -> None:
+    texts = verify.texts()
+    assert len(texts) == len(set(texts)) == 200
+    assert any(len(text.split()) == 1 for text in texts)
+    assert any(len(text) > 1000 for text in texts)
+    assert sum(not text.isascii() for text in texts) > 50
+    assert any(text.startswith("def ") for text in texts)

@@ -1,0 +1,35 @@
+"""Grouping by length."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from service.batching import MAX_PADDING, UNPADDED_FROM_TOKENS, plan
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_text_runs_once_within_the_limits(seed: int) -> None:
+    draw = random.Random(seed)
+    lengths = [draw.choice((draw.randint(1, 40), draw.randint(1, 2000))) for _ in range(draw.randint(1, 300))]
+    groups = plan(lengths, 2048)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    for group in groups:
+        longest = max(lengths[index] for index in group)
+        assert len(group) == 1 or longest * len(group) <= 2048
+        for index in group:
+            assert longest - lengths[index] <= MAX_PADDING * lengths[index]
+            assert longest < UNPADDED_FROM_TOKENS or lengths[index] == longest
+
+
+def test_equal_lengths_share_a_run_up_to_the_budget() -> None:
+    assert plan([10] * 5, 30) == [[0, 1, 2], [3, 4]]
+
+
+def test_a_text_over_the_budget_runs_alone() -> None:
+    assert plan([5, 100, 5], 20) == [[1], [0, 2]]
+
+
+def test_nothing_makes_no_group() -> None:
+    assert plan([], 10) == []

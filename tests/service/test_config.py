@@ -1,0 +1,88 @@
+"""Settings from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.config import UNSUPPORTED, Device, LogFormat, Settings, from_environment
+from service.errors import ConfigError
+from service.manifest import Precision
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    settings = from_environment({})
+    assert (settings.host, settings.port, settings.models_dir) == ("0.0.0.0", 8080, Path("onnx_models"))
+    assert (settings.max_body_bytes, settings.max_inputs) == (32 * 2**20, 2048)
+    assert (settings.device, settings.precision, settings.models_to_load) == (Device.AUTO, None, ())
+    assert settings.intra_op_threads >= 1
+
+
+def test_values_are_read() -> None:
+    settings = from_environment(
+        {
+            "PORT": "9000",
+            "PRECISION": "INT8-Block",
+            "MODELS_TO_LOAD": "A, b,a",
+            "LOG_FORMAT": "text",
+            "VERIFY_HASHES": "1",
+            "INTRA_OP_THREADS": "3",
+            "DEVICE": "cpu",
+        }
+    )
+    assert settings.port == 9000
+    assert settings.precision == Precision.INT8_BLOCK
+    assert settings.models_to_load == ("a", "b")
+    assert settings.log_format == LogFormat.TEXT
+    assert settings.verify_hashes
+    assert settings.intra_op_threads == 3
+
+
+@pytest.mark.parametrize("name", ["WORKERS", "THREADS", "INTRA_OP_THREADS", "PRECISION", "DEVICE"])
+def test_auto_is_the_default(name: str) -> None:
+    assert from_environment({name: "auto"}) == from_environment({})
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "PORT", "MODELS_TO_LOAD"])
+def test_empty_is_unset(name: str) -> None:
+    assert from_environment({name: " "}) == from_environment({})
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.host.num_usable_cores", lambda: 8)
+    assert from_environment({"WORKERS": "3"}).intra_op_threads == 2
+    assert from_environment({"WORKERS": "16"}).intra_op_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "abc"),
+        ("PORT", "0"),
+        ("PORT", "70000"),
+        ("PRECISION", "int5"),
+        ("DEVICE", "tpu"),
+        ("MODELS_TO_LOAD", ","),
+        ("MODELS_TO_LOAD", "jina-embeddings-v3:classification"),
+        ("VERIFY_HASHES", "yes"),
+        ("LOG_LEVEL", "loud"),
+        ("WORKERS", "0"),
+        ("MAX_INPUTS", "-1"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        from_environment({name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [*((name, "1") for name in UNSUPPORTED), ("DEVICE", "cuda:1")])
+def test_what_is_not_built_yet_stops_the_start(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}.*not supported by this version"):
+        from_environment({name: value})
+
+
+def test_every_variable_sets_a_field() -> None:
+    from service.config import VARIABLES
+
+    assert {field for field, _ in VARIABLES.values()} == set(Settings.__dataclass_fields__)

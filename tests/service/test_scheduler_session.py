@@ -1,0 +1,87 @@
+"""Running graphs: padded and alone agree, order is kept, one request runs at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.errors import BundleError
+from service.manifest import Precision
+from service.scheduler import Scheduler
+from service.session import Array, Floats, Session, SessionSettings, pad
+from tests.conftest import MODEL
+
+SETTINGS = SessionSettings(num_threads=2)
+# Cosine of a text alone against the same text among others.
+INDEPENDENCE = {Precision.FP32: 0.999999, Precision.INT8_BLOCK: 0.99999, Precision.INT8: 0.999}
+
+
+def sequences(count: int, seed: int = 1) -> list[np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(5, 60, draw.integers(2, 48)) for _ in range(count)]
+
+
+def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return np.asarray(np.einsum("nd,nd->n", ours, theirs) / norms)
+
+
+@pytest.mark.parametrize("precision", Precision)
+def test_a_text_does_not_depend_on_its_neighbours(tiny_models: Path, precision: Precision) -> None:
+    session = Session(tiny_models / MODEL / precision / "model.onnx", SETTINGS)
+    texts = sequences(40)
+    alone = np.stack([session.run(pad([ids]), ["pooled"])[0][0] for ids in texts])
+    (together,) = session.run(pad(texts), ["pooled"])
+    assert cosines(alone, together).min() >= INDEPENDENCE[precision]
+    scheduled = np.stack(Scheduler(200).submit(session, texts, "pooled"))
+    assert cosines(alone, scheduled).min() >= INDEPENDENCE[precision]
+
+
+def test_token_embeddings_have_the_shape_of_the_input(tiny_models: Path) -> None:
+    session = Session(tiny_models / MODEL / "fp32" / "model.onnx", SETTINGS)
+    assert session.output_names == ("pooled", "token_embeddings")
+    (states,) = session.run(pad(sequences(3)), ["token_embeddings"])
+    assert states.shape == (3, max(len(ids) for ids in sequences(3)), 32)
+
+
+def test_a_broken_graph_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"model\.onnx cannot be opened"):
+        Session(tmp_path / "model.onnx", SETTINGS)
+
+
+class Counting:
+    """A session that notes how many runs overlap."""
+
+    def __init__(self) -> None:
+        self.running = self.most = 0
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        time.sleep(0.005)
+        self.running -= 1
+        return [np.asarray(inputs["attention_mask"], dtype=np.float32)]
+
+
+def test_one_request_at_a_time_runs_on_a_session() -> None:
+    session, scheduler = Counting(), Scheduler(8)
+    threads = [
+        threading.Thread(target=scheduler.submit, args=(session, sequences(4), "mask")) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert session.most == 1
+
+
+def test_order_is_kept() -> None:
+    texts = sequences(30)
+    rows = Scheduler(100).submit(Counting(), texts, "mask")  # type: ignore[arg-type]
+    assert [int(row.sum()) for row in rows] == [len(ids) for ids in texts]

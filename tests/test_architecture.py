@@ -1,0 +1,125 @@
+"""The rules of structure: who imports whom, and how long things may be."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+MODULES = sorted((*(PROJECT / "service").glob("*.py"), *(PROJECT / "convert").glob("*.py")))
+MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 250, 40, 6
+FORBIDDEN_IN_SERVICE = {"torch", "transformers", "onnx", "optimum", "convert", "safetensors", "tqdm"}
+
+# Each module may import modules of earlier rows; of its own row only where the row says so by being a chain.
+SERVICE_LAYERS: list[set[str]] = [
+    {"errors"},
+    {"manifest", "host"},
+    {"config"},
+    {"logs", "selection"},
+    {"tokenization", "batching", "session", "pooling", "encoding"},
+    {"scheduler"},
+    {"embedding"},
+    {"registry", "schema"},
+    {"resources", "middleware"},
+    {"app"},
+    {"wsgi"},
+]
+CONVERT_LAYERS: list[set[str]] = [
+    {"catalog", "graph"},
+    {"checkpoint"},
+    {"encoder"},
+    {"heads", "quantize"},
+    {"bundle", "verify"},
+    {"bake"},
+    {"__main__"},
+]
+# The one owner of each third-party package in the service.
+OWNERS = {
+    "onnxruntime": {"session"},
+    "tokenizers": {"tokenization"},
+    "falcon": {"app", "resources", "middleware"},
+    "orjson": {"app"},
+    "msgspec": {"manifest", "schema"},
+}
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path: Path) -> set[str]:
+    """Return every imported module as a dotted name; `from service import host` counts as service.host."""
+    names: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            is_package = node.module in ("service", "convert")
+            names |= {f"{node.module}.{alias.name}" if is_package else node.module for alias in node.names}
+    return names
+
+
+def own_imports(path: Path, package: str) -> set[str]:
+    return {name.split(".")[1] for name in imported(path) if name.startswith(f"{package}.")}
+
+
+@pytest.mark.parametrize(
+    ("package", "layers"),
+    [("service", SERVICE_LAYERS), ("convert", CONVERT_LAYERS)],
+    ids=["service", "convert"],
+)
+def test_every_module_has_a_layer(package: str, layers: list[set[str]]) -> None:
+    modules = {path.stem for path in (PROJECT / package).glob("*.py")} - {"__init__"}
+    assert modules == set().union(*layers)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_imports_point_downwards(path: Path) -> None:
+    layers = SERVICE_LAYERS if path.parent.name == "service" else CONVERT_LAYERS
+    below: set[str] = set()
+    for layer in layers:
+        if path.stem in layer:
+            break
+        below |= layer
+    assert own_imports(path, path.parent.name) <= below
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "service").glob("*.py")), ids=lambda path: path.stem)
+def test_service_imports_nothing_of_the_converter(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(path)} & FORBIDDEN_IN_SERVICE
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "convert").glob("*.py")), ids=lambda path: path.stem)
+def test_converter_takes_only_the_contract_from_the_service(path: Path) -> None:
+    allowed = {"manifest", "errors"} if path.stem != "verify" else own_imports(path, "service")
+    assert own_imports(path, "service") <= allowed
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_third_party_packages_have_one_owner(package: str) -> None:
+    users = {
+        path.stem
+        for path in (PROJECT / "service").glob("*.py")
+        if package in {name.split(".")[0] for name in imported(path)}
+    }
+    assert users == OWNERS[package]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_sizes(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_MODULE_LINES
+    assert ast.get_docstring(tree(path)), "a module says what it knows and what it does not"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            assert len([name for name in arguments if name.arg != "self"]) <= MAX_PARAMETERS, node.name
+        if isinstance(node, ast.ClassDef):
+            own_parents = [
+                base.id for base in node.bases if isinstance(base, ast.Name) and "Error" not in base.id
+            ]
+            allowed = {"StrEnum", "Enum", "Protocol", "Exception", "InvalidRequest"}
+            assert set(own_parents) <= allowed, f"{node.name} inherits"
