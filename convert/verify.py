@@ -154,8 +154,9 @@ def _embed(model: EmbeddingModel, inputs: list[str], on_text: OnText) -> Floats:
 
 def _speed(model: EmbeddingModel) -> Speed:
     """Time runs of full rows of real tokens, as many rows and tokens as the model takes."""
-    tokens = np.concatenate(model.tokenizer.encode(texts()))
-    num_tokens = min(SPEED_TOKENS, model.manifest.max_tokens)
+    limit = model.manifest.max_tokens
+    tokens = np.concatenate([tokens.ids for tokens in model.tokenizer.encode(texts(), limit)])
+    num_tokens = min(SPEED_TOKENS, limit)
     inputs = pad(list(np.resize(tokens, (SPEED_ROWS, num_tokens))))
     seconds = []
     for _ in range(SPEED_RUNS + 1):

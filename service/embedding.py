@@ -96,20 +96,21 @@ class EmbeddingModel:
     def _checked_tokens(self, texts: Sequence[str], *, truncate: bool) -> list[Ids]:
         """Tokenize; refuse inputs without tokens and, unless `truncate`, those over the limit."""
         limit = self.manifest.max_tokens
-        sequences = self.tokenizer.encode(texts)
-        for index, ids in enumerate(sequences):
-            if not len(ids):
+        encoded = self.tokenizer.encode(texts, limit)
+        for index, tokens in enumerate(encoded):
+            if not len(tokens.ids):
                 raise InvalidRequest(
                     f"input[{index}] has no token; send a text.", param=f"input[{index}]", code="empty_input"
                 )
-            if len(ids) > limit and not truncate:
+            if len(tokens.ids) > limit and not truncate:
+                count = f"{'' if tokens.is_whole else 'at least '}{len(tokens.ids)}"
                 raise InvalidRequest(
-                    f"input[{index}] has {len(ids)} tokens, more than the {limit} that {self.manifest.name} "
+                    f"input[{index}] has {count} tokens, more than the {limit} that {self.manifest.name} "
                     "takes. Send 'truncate': true to cut it off, or split it.",
                     param=f"input[{index}]",
                     code="input_too_long",
                 )
-        return [self.tokenizer.truncate(ids, limit) for ids in sequences]
+        return [self.tokenizer.truncate(tokens.ids, limit) for tokens in encoded]
 
 
 def open_model(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import orjson
 
 from service.embedding import EmbedOptions
 from service.encoding import EmbeddingType, Encoded
@@ -125,8 +126,8 @@ def late_chunking_refusal(message: str) -> dict[str, Any]:
 
 def _json_object(body: bytes) -> dict[str, Any]:
     try:
-        content = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from error
     if not isinstance(content, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
@@ -157,9 +158,9 @@ def _translated(message: str) -> InvalidRequest:
     reason = ERROR_PATH.sub("", message)
     missing = MISSING_FIELD.search(reason)
     param = ".".join(part for part in (path, missing["field"] if missing else "") if part)
-    if missing:
-        return InvalidRequest(f"'{param}' is missing.", param=param, code="missing_field")
     remedy = f"; 'input' must be {INPUT_FORMS}" if param.startswith("input") else ""
+    if missing:
+        return InvalidRequest(f"'{param}' is missing{remedy}.", param=param, code="missing_field")
     return InvalidRequest(
         f"'{param}' has the wrong type: {reason}{remedy}.", param=param or None, code="wrong_type"
     )

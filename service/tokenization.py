@@ -12,7 +12,19 @@ from tokenizers import Tokenizer as NativeTokenizer
 
 from service.errors import BundleError
 
+PREFIX_CHARACTERS = 32  # characters per allowed token that are read at first: far more than texts need
+PREFIX_GROWTH = 8
+WORD_END_WITHIN = 200  # characters before the end of a prefix in which a space is looked for
+
 Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids with special tokens; not `is_whole` where the text went on after far more than its limit."""
+
+    ids: Ids
+    is_whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -22,11 +34,34 @@ class Tokenizer:
     native: NativeTokenizer
     num_closing_tokens: int  # special tokens after the text, kept by truncation
 
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Return each text's token ids with special tokens, however long."""
-        if len(texts) == 1:  # spares the thread pool
-            return [np.array(self.native.encode(texts[0]).ids, dtype=np.int64)]
+    def encode(self, texts: Sequence[str], max_tokens: int) -> list[Tokens]:
+        """Return each text's tokens, all of them unless it is far longer than `max_tokens`.
+
+        A text of megabytes takes seconds and a gigabyte: it is read from its beginning only until it has more
+        than twice `max_tokens` tokens, so that the first `max_tokens` are those of the whole text.
+        """
+        num_characters = max_tokens * PREFIX_CHARACTERS
+        prefixes = [_prefix(text, num_characters) for text in texts]
+        encoded = self._encode(prefixes)
+        return [
+            Tokens(ids) if len(prefix) == len(text) else self._encode_long(text, ids, max_tokens)
+            for text, prefix, ids in zip(texts, prefixes, encoded, strict=True)
+        ]
+
+    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+        # NOTE: the batch call lets other threads run, the call for a single text does not (tokenizers 0.23).
         return [np.array(encoding.ids, dtype=np.int64) for encoding in self.native.encode_batch_fast(texts)]
+
+    def _encode_long(self, text: str, ids: Ids, max_tokens: int) -> Tokens:
+        """Lengthen the prefix until it has tokens enough or is the text."""
+        num_characters = max_tokens * PREFIX_CHARACTERS
+        while len(ids) <= 2 * max_tokens:
+            num_characters *= PREFIX_GROWTH
+            prefix = _prefix(text, num_characters)
+            (ids,) = self._encode([prefix])
+            if len(prefix) == len(text):
+                return Tokens(ids)
+        return Tokens(ids, is_whole=False)
 
     def truncate(self, ids: Ids, max_tokens: int) -> Ids:
         """Cut the text on the right so that `max_tokens` remain, the closing special tokens among them."""
@@ -47,3 +82,11 @@ def load(path: Path) -> Tokenizer:
     mask = native.encode("a").special_tokens_mask
     num_closing = next((count for count, flag in enumerate(reversed(mask)) if not flag), 0)
     return Tokenizer(native, num_closing)
+
+
+def _prefix(text: str, num_characters: int) -> str:
+    """Cut a long text, before a space where one is near."""
+    if len(text) <= num_characters:
+        return text
+    end = text.rfind(" ", num_characters - WORD_END_WITHIN, num_characters)
+    return text[: end if end > 0 else num_characters]

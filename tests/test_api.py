@@ -111,7 +111,7 @@ def test_usage_counts_tokens(client: TestClient, tiny_models: Path, texts: list[
 
 
 def test_truncation_keeps_the_first_tokens(client: TestClient):
-    assert embeddings(client, "x" * 1000, truncate=True) == embeddings(client, "x" * (MAX_TOKENS - 2))
+    assert embeddings(client, "x " * 1000, truncate=True) == embeddings(client, "x " * (MAX_TOKENS - 2))
 
 
 @pytest.mark.parametrize("text", [TEXT, "", "\x00", LONG], ids=["text", "empty", "nul", "truncated"])
@@ -236,6 +236,10 @@ def test_alias_beside_its_field(client: TestClient, field: str, alias: str, valu
 
 def test_aliases_that_contradict_each_other(client: TestClient):
     assert post(client, {"model": MODEL, "texts": ["a"], "content": ["b"]}).status_code == 422
+
+
+def test_alias_equal_but_of_another_type(client: TestClient):
+    assert post(client, request(truncate=True, truncation=1)).status_code == 422
 
 
 # --- models ---------------------------------------------------------------------------------------------
@@ -490,13 +494,13 @@ class Recorder(logging.Handler):
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
+def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
     """The service's log records, whatever logging another test has set up."""
     recorder = Recorder()
     logger = logging.getLogger(LOGGER_NAME)
-    for name, value in {"handlers": [recorder], "level": logging.INFO, "propagate": False}.items():
-        monkeypatch.setattr(logger, name, value)
-    logger.manager._clear_cache()  # type: ignore[attr-defined]  # of what is enabled at the old level
+    monkeypatch.setattr(logger, "handlers", [recorder])
+    monkeypatch.setattr(logger, "propagate", False)
+    caplog.set_level(logging.INFO, logger=LOGGER_NAME)
     return recorder.records
 
 
@@ -582,7 +586,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest-empty": (lambda bundle: (bundle / "manifest.json").write_bytes(b""), "not a valid manifest"),
     "manifest-list": (lambda bundle: (bundle / "manifest.json").write_text("[]"), "not a valid manifest"),
     "manifest-utf-8": (lambda bundle: (bundle / "manifest.json").write_bytes(b'{"a": "\xff"}'), "manifest"),
-    "manifest-deep": (lambda bundle: (bundle / "manifest.json").write_text("[" * 99_999), "manifest"),
+    "manifest-deep": (lambda bundle: (bundle / "manifest.json").write_text('{"a":' * 99_999), "manifest"),
     "manifest-type": (lambda bundle: edit_manifest(bundle, dimensions="wide"), "dimensions"),
     "manifest-negative": (lambda bundle: edit_manifest(bundle, max_tokens=-1), "max_tokens"),
     "manifest-other-name": (lambda bundle: edit_manifest(bundle, name="other"), "other"),

@@ -40,7 +40,7 @@ OWNERS = {
     "onnxruntime": {"session"},
     "tokenizers": {"tokenization"},
     "falcon": {"app", "resources", "middleware"},
-    "orjson": {"app"},
+    "orjson": {"app", "schema"},
     "msgspec": {"manifest", "schema"},
 }
 

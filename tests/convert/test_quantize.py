@@ -60,7 +60,7 @@ def test_equal_inputs_are_quantized_once(tiny_models: Path) -> None:
     assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 2 * 4
 
 
-# int8: without VNNI the kernel adds pairs of products in 16 bits, which random weights overflow here and there.
+# int8: without VNNI the kernel adds pairs of products in 16 bits, which random weights overflow at times.
 @pytest.mark.parametrize(("precision", "lowest"), [(Precision.INT8, 0.95), (Precision.INT8_BLOCK, 0.999)])
 def test_a_quantized_graph_is_near_fp32(tiny_models: Path, precision: Precision, lowest: float) -> None:
     inputs = pad([np.arange(5, 45)])

@@ -19,14 +19,13 @@ def path(tiny_checkpoint: Path) -> Path:
 
 
 def test_truncation_and_padding_of_the_file_are_off(path: Path) -> None:
-    assert [len(ids) for ids in tokenization.load(path).encode(TEXTS)] == [2, 3, 12, 62]
+    assert [len(tokens.ids) for tokens in tokenization.load(path).encode(TEXTS, 100)] == [2, 3, 12, 62]
 
 
 def test_one_text_and_many_agree(path: Path) -> None:
     tokenizer = tokenization.load(path)
-    assert [ids.tolist() for ids in tokenizer.encode(TEXTS)] == [
-        tokenizer.encode([text])[0].tolist() for text in TEXTS
-    ]
+    alone = [tokenizer.encode([text], 100)[0].ids.tolist() for text in TEXTS]
+    assert [tokens.ids.tolist() for tokens in tokenizer.encode(TEXTS, 100)] == alone
 
 
 @pytest.mark.parametrize("max_tokens", [2, 3, 5, 40, 100])
@@ -35,8 +34,21 @@ def test_truncation_equals_the_library(path: Path, max_tokens: int) -> None:
     native.no_padding()
     native.enable_truncation(max_tokens)
     tokenizer = tokenization.load(path)
-    cut = [tokenizer.truncate(ids, max_tokens).tolist() for ids in tokenizer.encode(TEXTS)]
-    assert cut == [native.encode(text).ids for text in TEXTS]
+    texts = [*TEXTS, "one two three " * 1000, " " * 20_000 + "end"]
+    cut = [
+        tokenizer.truncate(tokens.ids, max_tokens).tolist() for tokens in tokenizer.encode(texts, max_tokens)
+    ]
+    assert cut == [native.encode(text).ids for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_whole"), [("ab " * 10_000, False), (" " * 30_000 + "ab", True), ("ab " * 20, True)]
+)
+def test_a_text_far_over_the_limit_is_not_read_to_its_end(path: Path, text: str, is_whole: bool) -> None:
+    (tokens,) = tokenization.load(path).encode([text], 10)
+    assert tokens.is_whole == is_whole
+    assert (len(tokens.ids) > 20) == (len(text.split()) > 10)
+    assert len(tokens.ids) < 2000
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
