@@ -28,6 +28,7 @@ timeout = 300  # seconds without a heartbeat; the heartbeat is a thread of its o
 graceful_timeout = 60  # seconds that requests in flight have to finish after SIGTERM
 keepalive = 75  # longer than the usual load balancer's, so that it is the balancer that closes
 control_socket_disable = True
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # heartbeats must not wait for a disk
 logconfig_dict = _logs.dict_config(_settings)
 # The tokenizer's thread pool sizes itself by the host; this keeps it within the quota.
 os.environ.setdefault("RAYON_NUM_THREADS", str(_settings.intra_op_threads))

@@ -7,9 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from convert import verify
+from convert import progress, verify
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES, Recipe
 from service import manifest as contract
@@ -97,7 +95,7 @@ def _verify(recipe: Recipe, options: argparse.Namespace) -> None:
     contract.check_hashes(folder, manifest)
     if Precision.FP32 not in manifest.precisions:
         raise BundleError(f"{name} holds no fp32 graph to compare with; bake it with --precision fp32,...")
-    with tqdm(total=len(manifest.variants) * len(verify.texts()), desc="verify", unit="text") as bar:
+    with progress.bar(len(manifest.variants) * len(verify.texts()), "verify", "text") as bar:
         found = verify.verified(folder, manifest, bar.update)
     if recipe.reference:
         compared = verify.reference(folder, manifest, recipe.reference)

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from tqdm import tqdm
-
-from convert import bundle, checkpoint, encoder, heads, verify
+from convert import bundle, checkpoint, encoder, heads, progress, verify
 from convert.catalog import Recipe
 from convert.checkpoint import Checkpoint
 from convert.graph import Graph
@@ -117,7 +115,7 @@ def _write(
     graphs = {precision: quantize(graph, precision) for precision in precisions}
     total = sum(constant.num_bytes for made in graphs.values() for constant in made.constants.values())
     files: dict[str, FileRecord] = {}
-    with tqdm(total=total, desc="bake", unit="B", unit_scale=True) as bar:
+    with progress.bar(total, "bake", "B") as bar:
         for precision, made in graphs.items():
             files |= bundle.write_graphs(staged, precision, {MODEL_GRAPH: made}, bar.update)
     tokenizer = (opened.folder / checkpoint.TOKENIZER_FILE).read_bytes()
@@ -164,7 +162,7 @@ def _max_tokens(recipe: Recipe, opened: Checkpoint, max_positions: int) -> int:
 
 
 def _verified(staged: Path, manifest: Manifest, recipe: Recipe) -> Manifest:
-    with tqdm(total=len(manifest.variants) * len(verify.texts()), desc="verify", unit="text") as bar:
+    with progress.bar(len(manifest.variants) * len(verify.texts()), "verify", "text") as bar:
         manifest = verify.verified(staged, manifest, bar.update)
     if recipe.reference:
         found = verify.reference(staged, manifest, recipe.reference)

@@ -32,7 +32,8 @@ class Scheduler:
     def submit(self, session: Session, sequences: Sequence[Ids], output: str) -> list[Floats]:
         """Compute one output for every sequence of token ids; return its rows in the order given."""
         rows: list[Floats] = [np.empty(0, dtype=np.float32)] * len(sequences)
-        groups = plan([len(ids) for ids in sequences], self._max_batch_tokens)
+        lengths = [len(ids) for ids in sequences]
+        groups = plan(lengths, self._max_batch_tokens, may_pad=session.may_pad)
         with self._lock_of(session):
             for group in groups:
                 (computed,) = session.run(pad([sequences[index] for index in group]), [output])

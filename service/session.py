@@ -26,6 +26,7 @@ class SessionSettings:
     """How a session may use the host."""
 
     num_threads: int
+    may_pad: bool = True  # whether texts of unequal length may share a run
 
 
 class Session:
@@ -49,6 +50,7 @@ class Session:
             )
         except Exception as error:  # the library has one class per status code and no common parent
             raise BundleError(f"{path} cannot be opened: {str(error)[:MAX_REASON]}") from error
+        self.may_pad = settings.may_pad
         self.input_names = tuple(value.name for value in self._native.get_inputs())
         self.output_names = tuple(value.name for value in self._native.get_outputs())
 

@@ -110,8 +110,31 @@ def test_usage_counts_tokens(client: TestClient, tiny_models: Path, texts: list[
     assert usage == {"prompt_tokens": expected, "total_tokens": expected}
 
 
-def test_truncation_keeps_the_first_tokens(client: TestClient):
-    assert embeddings(client, "x " * 1000, truncate=True) == embeddings(client, "x " * (MAX_TOKENS - 2))
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("x " * 60, "x " * (MAX_TOKENS - 2)),
+        ("x " * 100_000, "x " * (MAX_TOKENS - 2)),
+        ("word " * 2_000 + "end", "word " * 11 + "wo"),
+        (" " * 100_000 + "fox", "fox"),
+        ("\x00" * 100_000 + "fox", "fox"),
+        ("fox" + "\t" * 100_000 + "hen", "fox hen"),
+    ],
+    ids=["little", "far", "words", "blanks", "nuls", "gap"],
+)
+def test_truncation_keeps_the_first_tokens(client: TestClient, text: str, same: str):
+    cut, whole = (post(client, request(given, truncate=True)).json for given in (text, same))
+    assert cut["usage"] == whole["usage"]
+    np.testing.assert_allclose(cut["data"][0]["embedding"], whole["data"][0]["embedding"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [" " * 100_000 + "x" * 47, "x " * 100_000, "\x00" * 100_000 + "x " * 60],
+    ids=["blanks", "far", "nuls"],
+)
+def test_very_long_text_is_refused(client: TestClient, text: str):
+    assert_error(post(client, request(["a", text])), 422, "input[1]", "input_too_long")
 
 
 @pytest.mark.parametrize("text", [TEXT, "", "\x00", LONG], ids=["text", "empty", "nul", "truncated"])
@@ -359,7 +382,7 @@ INVALID: dict[str, tuple[object, str, str]] = {
     "dimensions-negative": (request(dimensions=-HIDDEN), "dimensions", "invalid_dimensions"),
     "dimensions-less": (request(dimensions=HIDDEN // 2), "dimensions", "invalid_dimensions"),
     "dimensions-more": (request(dimensions=HIDDEN + 1), "dimensions", "invalid_dimensions"),
-    "dimensions-huge": (request(dimensions=10**30), "dimensions", "invalid_dimensions"),
+    "dimensions-huge": (request(dimensions=2**40), "dimensions", "invalid_dimensions"),
     "task": (request(task="text-matching"), "task", "unknown_task"),
     "task-number": (request(task=5), "task", "wrong_type"),
     "prompt-name-number": (request(prompt_name=5), "prompt_name", "wrong_type"),
@@ -383,6 +406,12 @@ def test_invalid_request(client: TestClient, body: object, param: str, code: str
     answer = post(client, body)
     assert_error(answer, 422, param, code)
     assert param in answer.json["detail"], "the message must name the field"
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 10**30, -(10**30), 1e300])
+def test_numbers_beyond_64_bits(client: TestClient, number: float):
+    answer = post(client, request(dimensions=number))
+    assert (answer.status_code, answer.json["error"]["param"]) == (422, "dimensions")
 
 
 def test_too_long_names_tokens_limit_and_remedy(client: TestClient):

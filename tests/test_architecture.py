@@ -27,7 +27,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"wsgi"},
 ]
 CONVERT_LAYERS: list[set[str]] = [
-    {"catalog", "graph"},
+    {"catalog", "graph", "progress"},
     {"checkpoint"},
     {"encoder"},
     {"heads", "quantize"},

@@ -95,7 +95,7 @@ def table(found: Mapping[Precision, Figures], source: str, command: str) -> list
             _row(precision, str(number), figures, [pair]) for number, pair in enumerate(figures.pairs, 1)
         ]
         rows.append(_row(precision, "median", figures, figures.pairs))
-    title = f"bulk, {PASSAGES_PER_REQUEST} passages a request, {NUM_CLIENTS} clients, and the bare session; {source}"
+    title = f"bulk, {PASSAGES_PER_REQUEST} passages a request, {NUM_CLIENTS} clients; {source}"
     verdicts = [
         f"target of {precision}: ratio at least {TARGET_RATIO}: {figures.ratio:.3f}, "
         f"{tables.verdict(figures.ratio >= TARGET_RATIO)} "

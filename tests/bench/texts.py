@@ -1,4 +1,4 @@
-"""The texts to measure on: XQuAD English, or the project's own sentences where it is absent. Knows only files.
+"""The texts to measure on: XQuAD English, or the project's own sentences where it is absent. Knows files.
 
 The order of the texts for throughput is shuffled with a fixed seed: neighbours in a file are of one article.
 """

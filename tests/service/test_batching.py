@@ -33,3 +33,12 @@ def test_a_text_over_the_budget_runs_alone() -> None:
 
 def test_nothing_makes_no_group() -> None:
     assert plan([], 10) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_padding_only_equal_lengths_share_a_run(seed: int) -> None:
+    lengths = [random.Random(seed * 1000 + number).randint(1, 30) for number in range(100)]
+    groups = plan(lengths, 100, may_pad=False)
+    assert sorted(index for group in groups for index in group) == list(range(100))
+    assert all(len({lengths[index] for index in group}) == 1 for group in groups)
+    assert any(len(group) > 1 for group in groups)

@@ -1,0 +1,436 @@
+"""The service as it is run: gunicorn in processes of its own, spoken to over sockets."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.checkpoints import HIDDEN
+from tests.conftest import MODEL, PROJECT, START_SECONDS, Live, environment, free_port
+
+ROUTE = "/v1/embeddings"
+JSON = {"Content-Type": "application/json"}
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+MEGABYTE = 1_000_000
+Serve = Callable[..., AbstractContextManager[Live]]
+
+
+def request(given: object, **fields: object) -> dict[str, object]:
+    return {"model": MODEL, "input": given, **fields}
+
+
+def body(given: object, **fields: object) -> bytes:
+    return json.dumps(request(given, **fields)).encode()
+
+
+def embed(live: Live, given: object, **fields: object) -> np.ndarray:
+    with live.client() as client:
+        answer = client.post(ROUTE, json=request(given, **fields))
+    assert answer.status_code == 200, answer.text
+    return np.array([item["embedding"] for item in answer.json()["data"]])
+
+
+def wait_until(is_reached: Callable[[], object]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not is_reached():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def health(live: Live) -> tuple[int, dict[str, Any]] | None:
+    """Ask for the health; None while nobody listens."""
+    try:
+        answer = httpx.get(f"{live.url}/healthz")
+    except httpx.TransportError:
+        return None
+    return answer.status_code, answer.json()
+
+
+def statistics(pid: int) -> list[str]:
+    """Return a process's fields of /proc from its state on."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return ["gone", "0"]
+
+
+def workers(live: Live) -> set[int]:
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return {pid for pid in pids if statistics(pid)[1] == str(live.process.pid)}
+
+
+def cpu_seconds(pid: int) -> float:
+    user, system = statistics(pid)[11:13]
+    return (int(user) + int(system)) / TICKS_PER_SECOND
+
+
+# --- right requests --------------------------------------------------------------------------------------
+
+
+def test_first_answers(tiny_models: Path, serve: Serve):
+    with serve(tiny_models, wait=False) as live:
+        answers: list[tuple[int, dict[str, Any]]] = []
+
+        def is_ready() -> bool:
+            answers.extend(filter(None, [health(live)]))
+            return bool(answers) and answers[-1][0] == 200
+
+        wait_until(is_ready)
+        assert all(answer == (503, {"status": "loading"}) for answer in answers[:-1])
+        assert answers[-1] == (200, {"status": "ok"})
+        assert embed(live, "hello").shape == (1, HIDDEN)
+
+
+def test_requests_of_a_first_visit(live: Live):
+    with live.client() as client:
+        answer = client.post(ROUTE, headers=JSON, content=body(["Hello, world!", "How are you?"]))
+        models = client.get("/v1/models").json()["data"]
+        assert [client.get(path).status_code for path in ("/", "/healthz", "/readyz", "/livez")] == [200] * 4
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.headers["x-request-id"]
+    found = answer.json()
+    assert [item["index"] for item in found["data"]] == [0, 1]
+    np.testing.assert_allclose(
+        [np.linalg.norm(item["embedding"]) for item in found["data"]], 1, rtol=0, atol=1e-6
+    )
+    assert found["usage"] == {"prompt_tokens": 25, "total_tokens": 25}
+    assert [model["id"] for model in models] == [MODEL]
+
+
+def test_many_at_once_get_their_own_answers(live: Live):
+    texts = [f"text {number}" for number in range(64)]
+    expected = embed(live, texts)
+    with ThreadPoolExecutor(16) as pool:
+        found = np.concatenate(list(pool.map(lambda text: embed(live, text), texts)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8-block"])
+def test_precisions(tiny_models: Path, serve: Serve, precision: str):
+    variants = json.loads((tiny_models / MODEL / "manifest.json").read_text())["variants"]
+    verified = {variant["precision"]: variant["verified"] for variant in variants}
+    with serve(tiny_models, PRECISION=precision) as live:
+        (model,) = httpx.get(f"{live.url}/v1/models").json()["data"]
+        norms = np.linalg.norm(embed(live, ["a", "hello " * 8]), axis=1)
+    assert (model["precision"], model["verified"]) == (precision, verified[precision])
+    np.testing.assert_allclose(norms, 1, rtol=0, atol=1e-6)
+
+
+# --- wrong requests --------------------------------------------------------------------------------------
+
+
+def chunks(num_bytes: int) -> Iterator[bytes]:
+    for _ in range(num_bytes // MEGABYTE):
+        yield b" " * MEGABYTE
+
+
+LARGE = 40 * MEGABYTE
+# method, path, body, more headers, status, code
+WRONG: dict[str, tuple[str, str, Callable[[], Any], dict[str, str], int, str]] = {
+    "invalid-json": ("POST", ROUTE, lambda: b"{not json", {}, 422, "invalid_json"),
+    "empty-body": ("POST", ROUTE, lambda: b"", {}, 422, "invalid_json"),
+    "deep-nesting": ("POST", ROUTE, lambda: b"[" * 100_000, {}, 422, "invalid_json"),
+    "lone-surrogate": ("POST", ROUTE, lambda: body("a \ud800 b"), {}, 422, "invalid_json"),
+    "wrong-type": ("POST", ROUTE, lambda: body(5), {}, 422, "wrong_type"),
+    "empty-list": ("POST", ROUTE, lambda: body([]), {}, 422, "empty_input"),
+    "too-long": ("POST", ROUTE, lambda: body("word " * 1000), {}, 422, "input_too_long"),
+    "10-mb-string": ("POST", ROUTE, lambda: body("word " * 2 * MEGABYTE), {}, 422, "input_too_long"),
+    "3000-inputs": ("POST", ROUTE, lambda: body(["a"] * 3000), {}, 422, "too_many_inputs"),
+    "40-mb": ("POST", ROUTE, lambda: b" " * LARGE, {}, 413, "body_too_large"),
+    "40-mb-close": ("POST", ROUTE, lambda: b" " * LARGE, {"Connection": "close"}, 413, "body_too_large"),
+    "40-mb-chunked": ("POST", ROUTE, lambda: chunks(LARGE), {}, 413, "body_too_large"),
+    "40-mb-chunked-close": (
+        "POST", ROUTE, lambda: chunks(LARGE), {"Connection": "close"}, 413, "body_too_large"
+    ),
+    "unknown-model": ("POST", ROUTE, lambda: b'{"model": "x", "input": "a"}', {}, 404, "model_not_found"),
+    "wrong-method": ("GET", ROUTE, lambda: None, {}, 405, "method_not_allowed"),
+    "wrong-method-with-body": ("PUT", ROUTE, lambda: body("a"), {}, 405, "method_not_allowed"),
+    "unknown-route": ("POST", "/v1/nope", lambda: body("a"), {}, 404, "route_not_found"),
+    "wrong-content-type": (
+        "POST", ROUTE, lambda: body("a"), {"Content-Type": "text/plain"}, 415, "unsupported_media_type"
+    ),
+    "wrong-content-type-1-mb-close": (
+        "POST", ROUTE, lambda: body("a" * MEGABYTE),
+        {"Content-Type": "text/plain", "Connection": "close"}, 415, "unsupported_media_type",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "headers", "status", "code"), WRONG.values(), ids=WRONG
+)
+def test_wrong_request_is_answered_and_harms_nothing(
+    live: Live,
+    method: str,
+    path: str,
+    content: Callable[[], Any],
+    headers: dict[str, str],
+    status: int,
+    code: str,
+):
+    before = workers(live)
+    connection = http.client.HTTPConnection(live.url.removeprefix("http://"), timeout=60)
+    connection.request(method, path, body=content(), headers=JSON | headers)
+    answer = connection.getresponse()
+    found = json.loads(answer.read())
+    assert (answer.status, found["error"]["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/json" and answer.headers["x-request-id"]
+    assert found["detail"] == found["error"]["message"]
+    connection.request("POST", ROUTE, body=body("still there"), headers=JSON)
+    answer = connection.getresponse()
+    assert (answer.status, len(json.loads(answer.read())["data"])) == (200, 1)
+    connection.close()
+    assert workers(live) == before != set()
+
+
+@pytest.mark.parametrize("text", ["", "a\x00b", "\x00", "🦊"], ids=["empty", "nul-inside", "nul", "emoji"])
+def test_unusual_texts_are_embedded(live: Live, text: str):
+    assert np.isfinite(embed(live, text)).all()
+
+
+def raw(method: str, path: str, content: bytes, content_type: str = "application/json") -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+def read_answer(stream: BinaryIO) -> tuple[int, Any]:
+    status = int(stream.readline().split()[1])
+    headers = http.client.parse_headers(stream)
+    return status, json.loads(stream.read(int(headers["content-length"])))
+
+
+FIRST = {
+    "422": (raw("POST", ROUTE, b"{"), 422),
+    "404": (raw("POST", "/nope", body("a" * 50_000)), 404),
+    "405": (raw("PUT", ROUTE, body("a" * 50_000)), 405),
+    "415": (raw("POST", ROUTE, body("a" * 50_000), "text/plain"), 415),
+}
+
+
+@pytest.mark.parametrize("is_pipelined", [True, False], ids=["pipelined", "one-by-one"])
+@pytest.mark.parametrize(("first", "status"), FIRST.values(), ids=FIRST)
+def test_connection_goes_on_after_an_error(live: Live, first: bytes, status: int, is_pipelined: bool):
+    second = raw("POST", ROUTE, body(["a", "b"]))
+    host, port = live.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        stream = connection.makefile("rb")
+        connection.sendall(first + second if is_pipelined else first)
+        assert read_answer(stream)[0] == status
+        if not is_pipelined:
+            connection.sendall(second)
+        assert read_answer(stream)[0] == 200
+
+
+# --- processes -------------------------------------------------------------------------------------------
+
+
+def test_killed_worker_comes_back(tiny_models: Path, serve: Serve):
+    with serve(tiny_models) as live:
+        before = embed(live, "hello")
+        (killed,) = workers(live)
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: workers(live) - {killed} and health(live) == (200, {"status": "ok"}))
+        assert killed not in workers(live)
+        np.testing.assert_array_equal(embed(live, "hello"), before)
+        assert live.process.poll() is None
+
+
+def test_sigterm_lets_a_request_finish(real_models: Path, serve: Serve):
+    texts = [f"{number} " + "some longer words about nothing " * 60 for number in range(300)]
+    with serve(real_models) as live, ThreadPoolExecutor(1) as pool:
+        (worker,) = workers(live)
+        idle = cpu_seconds(worker)
+        answer = pool.submit(embed, live, texts, truncate=True)
+        wait_until(lambda: cpu_seconds(worker) > idle + 0.5)
+        assert not answer.done(), "the request must be in flight"
+        live.process.send_signal(signal.SIGTERM)
+        np.testing.assert_allclose(np.linalg.norm(answer.result(), axis=1), np.ones(300), rtol=0, atol=1e-6)
+        assert live.process.wait(START_SECONDS) == 0
+
+
+def test_idle_service_takes_no_processor_time(live: Live):
+    embed(live, ["warm", "up"])
+    for number in range(20):
+        embed(live, [f"text {number}"] * 32)
+    time.sleep(0.5)
+    pids = workers(live) | {live.process.pid}
+    before = sum(map(cpu_seconds, pids))
+    time.sleep(3)
+    assert sum(map(cpu_seconds, pids)) - before < 0.02 * 3
+
+
+# --- settings --------------------------------------------------------------------------------------------
+
+
+def start(models: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a start that is expected to fail."""
+    return subprocess.run(
+        [sys.executable, "-m", "gunicorn", "service.wsgi:app", "-c", "gunicorn.conf.py"],
+        cwd=PROJECT,
+        env=environment(HOST="127.0.0.1", PORT=str(free_port()), MODELS_DIR=str(models)) | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("PORT", "abc", "integer"),
+        ("PORT", "70000", "65535"),
+        ("PRECISION", "int5", "int8-block"),
+        ("DEVICE", "cuda", "not supported by this version"),
+        ("DEVICE", "cuda:1", "not supported by this version"),
+        ("DEVICE", "tpu", "cpu"),
+        ("API_KEYS", "x", "not supported by this version"),
+        ("REQUEST_TIMEOUT", "1", "not supported by this version"),
+        ("MODELS_TO_LOAD", "nope", MODEL),
+        ("MAX_INPUTS", "0", "from 1"),
+        ("VERIFY_HASHES", "yes", "0 or 1"),
+        ("LOG_LEVEL", "loud", "info"),
+    ],
+)
+def test_wrong_setting_stops_the_start(tiny_models: Path, name: str, value: str, reason: str):
+    ended = start(tiny_models, **{name: value})
+    assert ended.returncode != 0
+    (line,) = ended.stdout.splitlines()
+    assert name in line and reason in line
+
+
+def test_no_bundle_stops_the_start(tmp_path: Path):
+    ended = start(tmp_path)
+    assert ended.returncode != 0
+    (line,) = ended.stdout.splitlines()
+    assert "MODELS_DIR" in line and re.search(r"python -m convert all-minilm-l6-v2\b", line)
+
+
+def test_precision_that_was_not_baked_stops_the_start(tiny_models: Path, tmp_path: Path):
+    bundle = shutil.copytree(tiny_models / MODEL, tmp_path / MODEL)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["variants"] = [variant for variant in manifest["variants"] if variant["precision"] != "int8"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    ended = start(tmp_path, PRECISION="int8")
+    assert ended.returncode != 0
+    (line,) = ended.stdout.splitlines()
+    assert all(part in line for part in ("PRECISION", "int8", "fp32", "int8-block"))
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_hashes_are_verified_on_request(tiny_models: Path, tmp_path: Path, serve: Serve):
+    bundle = shutil.copytree(tiny_models / MODEL, tmp_path / MODEL)
+    flip_a_byte(bundle / "fp32" / "weights.data")
+    with serve(tmp_path) as live:  # not noticed: sizes are right
+        assert embed(live, "hello").shape == (1, HIDDEN)
+    with serve(tmp_path, wait=False, VERIFY_HASHES="1") as live:
+        wait_until(lambda: (health(live) or (0, {}))[1].get("status") == "error")
+        status, found = health(live) or (0, {})
+        with live.client() as client:
+            refused = client.post(ROUTE, json=request("hello"))
+    assert status == 503 and "sha256" in found["failed"][MODEL]
+    assert "weights.data" in found["failed"][MODEL]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_failed")
+
+
+def test_broken_bundle_beside_a_good_one(tiny_models: Path, tmp_path: Path, serve: Serve):
+    shutil.copytree(tiny_models / MODEL, tmp_path / MODEL)
+    broken = shutil.copytree(tiny_models / MODEL, tmp_path / "broken")
+    (broken / "manifest.json").write_bytes(b'{"name": "\xff')
+    with serve(tmp_path, wait=False) as live:
+        wait_until(lambda: live.process.poll() is not None or "error" in str(health(live)))
+        assert live.process.poll() is None, live.log.read_text()
+        assert httpx.get(f"{live.url}/readyz").status_code == 200
+        assert embed(live, "hello").shape == (1, HIDDEN)
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_log_lines(tiny_models: Path, serve: Serve, log_format: str):
+    with serve(tiny_models, LOG_FORMAT=log_format) as live:
+        embed(live, "my secret words")
+        with live.client() as client:
+            client.post(ROUTE, headers={"X-Request-ID": "call-1"}, content=b"{my secret words")
+    written = live.log.read_text()
+    lines = written.splitlines()
+    (line,) = [line for line in lines if "call-1" in line]
+    assert "secret" not in written
+    if log_format == "text":
+        assert "request_id=call-1" in line and "status=422" in line and "path=/v1/embeddings" in line
+    else:
+        found = [json.loads(line) for line in lines]  # gunicorn's own among them
+        assert all({"time", "level", "message"} <= set(entry) for entry in found)
+        assert json.loads(line).items() >= {"request_id": "call-1", "status": 422, "path": ROUTE}.items()
+
+
+WITHOUT_HEAVY_PACKAGES = f"""
+import importlib, sys
+from pathlib import Path
+
+BARRED = ("torch", "transformers", "onnx", "optimum", "convert")
+
+class Barrier:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BARRED:
+            raise ImportError(name + " is barred")
+
+sys.meta_path.insert(0, Barrier())
+for name in BARRED:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        continue
+    sys.exit(name + " could be imported")
+
+for path in sorted(Path("service").rglob("*.py")):
+    if path.stem != "wsgi":
+        importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
+
+from falcon.testing import TestClient
+from service.app import make_app
+from service.config import Settings
+from service.registry import Registry
+from service.scheduler import Scheduler
+
+settings = Settings(models_dir=Path(sys.argv[1]))
+registry = Registry(settings, Scheduler(settings.max_batch_tokens))
+registry.load()
+answer = TestClient(make_app(settings, registry)).simulate_post(
+    "{ROUTE}", json={{"model": "{MODEL}", "input": "hello"}}
+)
+print(answer.status_code, len(answer.json["data"][0]["embedding"]))
+"""
+
+
+def test_service_needs_no_heavy_package(tiny_models: Path):
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HEAVY_PACKAGES, str(tiny_models)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, f"200 {HIDDEN}\n"), ended.stderr
