@@ -6,14 +6,14 @@ A wrong setting ends the start here, in the master, with one line that names the
 import os
 import sys
 
+from service import bundles as _bundles
 from service import config as _config  # without the underscore gunicorn would take the names for settings
 from service import logs as _logs
-from service import registry as _registry
 from service.errors import ConfigError
 
 try:
     _settings = _config.from_environment(os.environ)
-    _registry.check_start(_settings)
+    _bundles.check_start(_settings)
 except ConfigError as error:
     sys.exit(f"error: {error}")
 

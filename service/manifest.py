@@ -154,7 +154,7 @@ def load(folder: Path) -> Manifest:
         manifest = msgspec.json.decode(content, type=Manifest)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is not a valid manifest: {error}") from error
     if manifest.name != folder.resolve().name and manifest.name != folder.name:
         raise BundleError(f"{path} is of model {manifest.name!r}: the folder must have the model's name")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from service import host, logs
 from service import manifest as contract
+from service.bundles import find_bundles
 from service.config import Settings
 from service.embedding import EmbeddingModel, open_model
-from service.errors import BundleError, ConfigError, ModelNotFound, ModelUnavailable, ProjectError
-from service.manifest import MANIFEST_FILE, Precision
+from service.errors import ModelNotFound, ModelUnavailable, ProjectError
 from service.scheduler import Scheduler
 from service.selection import Choice, choose
 from service.session import SessionSettings
@@ -47,14 +47,19 @@ class Registry:
         self._failed: dict[str, str] = {}
 
     def start_loading(self) -> threading.Thread:
-        """Load every bundle in a thread of its own; the service can answer meanwhile."""
-        thread = threading.Thread(target=self.load, name="model-loading", daemon=True)
+        """Load every bundle in a thread of its own; the service can answer meanwhile.
+
+        The process waits for the thread at its end: ONNX Runtime does not survive being cut off in a load.
+        """
+        thread = threading.Thread(target=self.load, name="model-loading")
         thread.start()
         return thread
 
     def load(self) -> None:
         """Load every bundle; a broken one is remembered with its reason and does not stop the others."""
         for name, folder in self._folders.items():
+            if not threading.main_thread().is_alive():
+                return  # the process is ending
             try:
                 self._finish(name, loaded=self._open(folder))
             except ProjectError as error:
@@ -121,43 +126,3 @@ class Registry:
             threads=session_settings.num_threads,
         )
         return Loaded(model, choice)
-
-
-def find_bundles(settings: Settings) -> dict[str, Path]:
-    """Return the folders of the bundles to serve, by model id. Raises ConfigError naming the remedy."""
-    directory = settings.models_dir
-    folders = sorted(directory.iterdir()) if directory.is_dir() else []
-    found = {
-        folder.name.lower(): folder
-        for folder in folders
-        if not folder.name.startswith(".") and (folder / MANIFEST_FILE).exists()
-    }
-    if not found:
-        raise ConfigError(
-            f"no bundle in {directory} (MODELS_DIR); bake one: "
-            f"python -m convert all-minilm-l6-v2 --out {directory}"
-        )
-    missing = [name for name in settings.models_to_load if name not in found]
-    if missing:
-        raise ConfigError(
-            f"MODELS_TO_LOAD names {', '.join(missing)}, but {directory} holds {', '.join(found)}; "
-            f"bake: python -m convert {' '.join(missing)} --out {directory}"
-        )
-    return {name: found[name] for name in settings.models_to_load or found}
-
-
-def check_start(settings: Settings) -> None:
-    """Refuse a start that could serve nothing: no bundle, or a PRECISION that no bundle holds.
-
-    Raises ConfigError. Broken bundles are let pass: they are reported while the others serve.
-    """
-    baked: set[Precision] = set()
-    for folder in find_bundles(settings).values():
-        try:
-            baked.update(contract.load(folder).precisions)
-        except BundleError:
-            continue
-    if settings.precision is not None and baked and settings.precision not in baked:
-        raise ConfigError(
-            f"PRECISION is {settings.precision}, but the bundles hold only {', '.join(sorted(baked))}"
-        )

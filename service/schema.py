@@ -117,11 +117,8 @@ def error_response(message: str, kind: str, param: str | None, code: str) -> dic
 
 def late_chunking_refusal(message: str) -> dict[str, Any]:
     """Make the one body whose `detail` is an object, literal from the specification."""
-    error = {"message": message, "type": "internal_error"}
-    return {
-        "detail": {"error": error},
-        "error": {**error, "param": "late_chunking", "code": "late_chunking_unsupported"},
-    }
+    body = error_response(message, "invalid_request_error", "late_chunking", "late_chunking_unsupported")
+    return {**body, "detail": {"error": {"message": message, "type": "internal_error"}}}
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
@@ -142,7 +139,8 @@ def _with_plain_names(content: Mapping[str, Any]) -> dict[str, Any]:
             if alias not in present:
                 continue
             value = present.pop(alias)
-            if present.setdefault(field, value) != value:
+            known = present.setdefault(field, value)
+            if type(known) is not type(value) or known != value:
                 raise InvalidRequest(
                     f"'{alias}' is another name of '{field}' and has another value; send one of them.",
                     param=alias,
@@ -197,7 +195,7 @@ def _embedding_type(given: str | list[str] | None) -> EmbeddingType:
             code="invalid_embedding_type",
         )
     try:
-        return EmbeddingType(given or EmbeddingType.FLOAT)
+        return EmbeddingType(EmbeddingType.FLOAT if given is None else given)
     except ValueError:
         raise InvalidRequest(
             f"'embedding_type' is {given!r}; use one of {', '.join(EmbeddingType)}.",

@@ -17,7 +17,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"errors"},
     {"manifest", "host"},
     {"config"},
-    {"logs", "selection"},
+    {"logs", "selection", "bundles"},
     {"tokenization", "batching", "session", "pooling", "encoding"},
     {"scheduler"},
     {"embedding"},

@@ -265,6 +265,36 @@ def test_sigterm_lets_a_request_finish(real_models: Path, serve: Serve):
         assert live.process.wait(START_SECONDS) == 0
 
 
+@pytest.mark.parametrize("moment", ["loading", "ready"])
+def test_a_stop_is_clean(tiny_models: Path, tmp_path: Path, serve: Serve, moment: str):
+    """Native threads that are cut off, or were made before the fork, abort the process: 'terminate called'."""
+    for number in range(20):  # so that loading takes a while
+        copy = tmp_path / f"copy{number}"
+        shutil.copytree(tiny_models / MODEL, copy)
+        manifest = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"name": copy.name}))
+    with serve(tmp_path, wait=moment == "ready", LOG_FORMAT="text") as live:
+        wait_until(lambda: "model ready" in live.log.read_text())
+        live.process.send_signal(signal.SIGTERM)
+        assert live.process.wait(START_SECONDS) == 0
+    written = live.log.read_text()
+    assert "terminate" not in written
+    assert "Worker exiting" in written
+    assert moment == "ready" or written.count("model ready") < 20
+
+
+def test_the_master_holds_no_native_thread_pool(tiny_models: Path):
+    """What the master imports is in every worker from before the fork."""
+    code = (
+        "import runpy, sys; runpy.run_path('gunicorn.conf.py');"
+        "print([name for name in ('onnxruntime', 'tokenizers') if name in sys.modules])"
+    )
+    settings = environment(MODELS_DIR=str(tiny_models))
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=PROJECT, env=settings, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_idle_service_takes_no_processor_time(live: Live):
     embed(live, ["warm", "up"])
     for number in range(20):

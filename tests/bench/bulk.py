@@ -1,4 +1,4 @@
-"""Bulk throughput: the bare session against HTTP on the same texts in the same groups. Knows no quality.
+"""Bulk throughput: the bare session against HTTP with the same requests, in turns. Knows no quality.
 
 Both do the same list of requests and are timed from its begin to its end. The bare session finds its padded
 arrays made: what it saves is tokenizer, padding, pooling, JSON, HTTP and the clients themselves.
@@ -7,35 +7,31 @@ arrays made: what it saves is tokenizer, padding, pooling, JSON, HTTP and the cl
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from service import manifest as contract
-from service import tokenization
-from service.batching import plan
-from service.embedding import POOLED
-from service.manifest import TOKENIZER_FILE, Precision
-from service.session import Array, Session, SessionSettings, pad
-from tests.bench import load, tables
+from service.manifest import Precision
+from service.session import Session
+from tests.bench import bare, load, tables
 from tests.bench.errors import BenchError
 from tests.bench.server import Service
 
 NUM_CLIENTS = 2
 PASSAGES_PER_REQUEST = 64
+NUM_PROBED = 3  # requests whose speed decides how many a run has
 TARGET_RATIO = 0.85
 HEADER = ("precision", "run", "bare tokens/s", "HTTP tokens/s", "HTTP passages/s", "ratio")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request, both ways: its body, and its groups as inputs of the session."""
+    """One request, both ways."""
 
     body: bytes
-    groups: list[dict[str, Array]]
-    num_tokens: int
+    bare: bare.Request
 
 
 @dataclass(frozen=True)
@@ -67,24 +63,24 @@ class Figures:
 
 def measure(service: Service, passages: Sequence[str], num_runs: int, seconds: float) -> Figures:
     """Alternate bare session and HTTP, as many requests in each run as take the bare session `seconds`."""
-    settings = service.settings
-    manifest = contract.load(service.bundle)
-    variant = next(variant for variant in manifest.variants if variant.precision == service.precision)
-    session = Session(service.bundle / variant.file, SessionSettings(settings.intra_op_threads))
-    requests = _prepare(service, passages, manifest.max_tokens)
-    _run_bare(session, requests[:1])
+    model = bare.open_as_served(service)
+    requests = [
+        Request(load.encode(texts), bare.record(model, texts))
+        for texts in _dealt(passages, PASSAGES_PER_REQUEST)
+    ]
     _run_http(service, requests[:NUM_CLIENTS])
-    probe = requests[: len(requests) // 3]
-    seconds_per_request = _run_bare(session, probe) / len(probe)
+    _run_bare(model.session, requests[:1])
+    probe = requests[:NUM_PROBED]
+    seconds_per_request = _run_bare(model.session, probe) / len(probe)
     # At least two for each client, and as many for one as for the other.
     num_requests = NUM_CLIENTS * max(2, round(seconds / seconds_per_request / NUM_CLIENTS))
     requests = list(itertools.islice(itertools.cycle(requests), num_requests))
     pairs = []
     for run in range(1, num_runs + 1):
-        pair = Pair(_run_bare(session, requests), _run_http(service, requests))
+        pair = Pair(_run_bare(model.session, requests), _run_http(service, requests))
         pairs.append(pair)
         print(f"{service.precision}: bulk {run}/{num_runs}: {pair.ratio:.3f}", file=sys.stderr)
-    return Figures(num_requests, sum(request.num_tokens for request in requests), pairs)
+    return Figures(num_requests, sum(request.bare.num_tokens for request in requests), pairs)
 
 
 def table(found: Mapping[Precision, Figures], source: str, command: str) -> list[str]:
@@ -118,34 +114,15 @@ def _row(precision: Precision, name: str, figures: Figures, pairs: Sequence[Pair
     )
 
 
-def _prepare(service: Service, passages: Sequence[str], max_tokens: int) -> list[Request]:
-    """Deal the passages, over and over, into different requests until each was sent equally often."""
-    tokenizer = tokenization.load(service.bundle / TOKENIZER_FILE)
-    sequences = [tokenizer.truncate(ids, max_tokens) for ids in tokenizer.encode(passages)]
-    indices = itertools.cycle(range(len(passages)))
-    requests: list[Request] = []
-    while not requests or len(requests) * PASSAGES_PER_REQUEST % len(passages):
-        chosen = list(itertools.islice(indices, PASSAGES_PER_REQUEST))
-        rows = [sequences[index] for index in chosen]
-        lengths = [len(ids) for ids in rows]
-        groups = plan(lengths, service.settings.max_batch_tokens)
-        requests.append(
-            Request(
-                body=load.encode([passages[index] for index in chosen]),
-                groups=[pad([rows[index] for index in group]) for group in groups],
-                num_tokens=sum(lengths),
-            )
-        )
-    return requests
+def _dealt(passages: Sequence[str], num_per_request: int) -> list[list[str]]:
+    """Deal the passages, over and over, into different requests until each was dealt equally often."""
+    num_requests = math.lcm(len(passages), num_per_request) // num_per_request
+    endless = itertools.cycle(passages)
+    return [list(itertools.islice(endless, num_per_request)) for _ in range(num_requests)]
 
 
 def _run_bare(session: Session, requests: Sequence[Request]) -> float:
-    """Return the seconds that the session takes for the requests."""
-    begin = time.perf_counter()
-    for request in requests:
-        for group in request.groups:
-            session.run(group, [POOLED])
-    return time.perf_counter() - begin
+    return bare.time_runs(session, [request.bare for request in requests])
 
 
 def _run_http(service: Service, requests: Sequence[Request]) -> float:
@@ -153,7 +130,7 @@ def _run_http(service: Service, requests: Sequence[Request]) -> float:
     bodies = iter([request.body for request in requests])  # shared: a client that is free takes the next one
     sent = load.run(service, [bodies] * NUM_CLIENTS)
     num_tokens = sum(answer["usage"]["total_tokens"] for answer in sent.parsed())
-    expected = sum(request.num_tokens for request in requests)
+    expected = sum(request.bare.num_tokens for request in requests)
     if num_tokens != expected:
         raise BenchError(f"the service counted {num_tokens} tokens, its tokenizer gives {expected}")
     return sent.seconds

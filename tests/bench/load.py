@@ -1,8 +1,8 @@
 """Closed-loop clients: each sends its next request once the last is answered. Knows HTTP, no measurement.
 
 The clients are threads of this process, which has nothing else to do meanwhile. What they send is encoded
-before the clock starts and what they receive is parsed after it stops: the generator takes as little as possible
-of the cores that the service runs on.
+before the clock starts and what they receive is parsed after it stops: the generator takes as little as
+it can of the cores that the service runs on.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from service.bundles import check_start
 from service.config import Settings
 from service.errors import ConfigError, ModelNotFound, ModelUnavailable
 from service.manifest import Precision
-from service.registry import Registry, State, check_start
+from service.registry import Registry, State
 from service.scheduler import Scheduler
 from tests.conftest import MODEL
 

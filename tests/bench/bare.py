@@ -1,0 +1,79 @@
+"""The bare session: the runs that the service makes of a request, without the service around them.
+
+The runs are not planned here but recorded from the service's own model, given a session that computes
+nothing: texts, groups and padding are the service's by construction. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+
+from service import manifest as contract
+from service.embedding import EmbeddingModel, EmbedOptions, open_model
+from service.scheduler import Scheduler
+from service.session import Array, Floats, Session, SessionSettings
+from tests.bench.server import Service
+
+Run = tuple[Mapping[str, Array], Sequence[str]]  # inputs, names of outputs
+
+
+@dataclass(frozen=True)
+class Request:
+    """The runs of a session that answer a request, and its tokens as the service bills them."""
+
+    runs: list[Run]
+    num_tokens: int
+
+
+class Recorder:
+    """Stands in for a session: notes what it should run and answers zeros."""
+
+    def __init__(self, session: Session, dimensions: int) -> None:
+        """Look like the session in all but `run`."""
+        self._session = session
+        self._dimensions = dimensions
+        self.runs: list[Run] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the session says of itself."""
+        return getattr(self._session, name)
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
+        """Note the run."""
+        self.runs.append((inputs, outputs))
+        num_rows = len(next(iter(inputs.values())))
+        return [np.zeros((num_rows, self._dimensions), dtype=np.float32) for _ in outputs]
+
+
+def open_as_served(service: Service) -> EmbeddingModel:
+    """Open the model in this process as the service has opened it in its own."""
+    settings = service.settings
+    return open_model(
+        service.bundle,
+        contract.load(service.bundle),
+        service.precision,
+        SessionSettings(settings.intra_op_threads),
+        Scheduler(settings.max_batch_tokens),
+    )
+
+
+def record(model: EmbeddingModel, texts: Sequence[str]) -> Request:
+    """Return what the model would run for a request with these texts."""
+    recorder = Recorder(model.session, model.manifest.dimensions)
+    recording = replace(model, session=cast(Session, recorder))
+    embedded = recording.embed(texts, EmbedOptions(truncate=True))
+    return Request(recorder.runs, embedded.num_tokens)
+
+
+def time_runs(session: Session, requests: Sequence[Request]) -> float:
+    """Return the seconds that the session takes for the runs of the requests."""
+    begin = time.perf_counter()
+    for request in requests:
+        for inputs, outputs in request.runs:
+            session.run(inputs, outputs)
+    return time.perf_counter() - begin
