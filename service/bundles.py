@@ -1,7 +1,7 @@
 """Which bundles a start would serve, and whether it makes sense. Opens no graph.
 
-NOTE: gunicorn's master runs this before it forks. What it imports is in every worker from before the fork, which
-native thread pools do not survive: no onnxruntime and no tokenizers here or below.
+NOTE: gunicorn's master runs this before it forks. What it imports is in every worker from before the fork,
+which native thread pools do not survive: no onnxruntime and no tokenizers here or below.
 """
 
 from __future__ import annotations

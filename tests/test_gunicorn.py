@@ -267,7 +267,7 @@ def test_sigterm_lets_a_request_finish(real_models: Path, serve: Serve):
 
 @pytest.mark.parametrize("moment", ["loading", "ready"])
 def test_a_stop_is_clean(tiny_models: Path, tmp_path: Path, serve: Serve, moment: str):
-    """Native threads that are cut off, or were made before the fork, abort the process: 'terminate called'."""
+    """Native threads that are cut off, or made before the fork, abort the process: 'terminate called'."""
     for number in range(20):  # so that loading takes a while
         copy = tmp_path / f"copy{number}"
         shutil.copytree(tiny_models / MODEL, copy)
