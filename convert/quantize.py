@@ -21,6 +21,9 @@ BLOCK_SIZE = 32  # values that share a scale in 8-bit blocks
 TABLE_MIN_VALUES = 1 << 16  # smaller tables stay float32: nothing to gain
 INT8_MAX = 127
 UINT8_ZERO = 128
+# Scales tried per block, as shares of the one that reaches its largest value: clipping that value can
+# cost less than rounding all the others more coarsely.
+SCALE_SHARES = (1.0, 0.9975, 0.995, 0.9925, 0.99)
 SMALLEST_SCALE = 1e-30  # keeps an all-zero row or column from dividing by zero
 
 Bytes = npt.NDArray[np.uint8]
@@ -194,13 +197,25 @@ def quantize_columns(weight: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
 def quantize_blocks(rows: Floats) -> tuple[Bytes, Floats]:
     """Quantize (rows, size) to unsigned 8 bit around 128 with one scale per block of a row.
 
-    The last block is filled up: values (rows, blocks * BLOCK_SIZE), scales (rows, blocks).
+    Each block takes, of a few scales, the one with the least squared error. The last block is filled up:
+    values (rows, blocks * BLOCK_SIZE), scales (rows, blocks).
     """
     padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK_SIZE)))
     blocks = padded.reshape(len(rows), -1, BLOCK_SIZE)
-    scales = np.maximum(np.abs(blocks).max(axis=2) / INT8_MAX, SMALLEST_SCALE).astype(np.float32)
-    values = (np.rint(blocks / scales[:, :, None]) + UINT8_ZERO).astype(np.uint8)
+    widest = np.abs(blocks).max(axis=2) / INT8_MAX
+    tried = [_rounded(blocks, widest * share) for share in SCALE_SHARES]
+    best = np.argmin([errors for _, _, errors in tried], axis=0)  # (rows, blocks)
+    values = np.choose(best[:, :, None], [values for values, _, _ in tried])
+    scales = np.choose(best, [scales for _, scales, _ in tried])
     return values.reshape(len(rows), -1), scales
+
+
+def _rounded(blocks: Floats, scales: Floats) -> tuple[Bytes, Floats, Floats]:
+    """Round (rows, blocks, BLOCK_SIZE) by scales (rows, blocks); return values, scales and squared errors."""
+    usable = np.maximum(scales, SMALLEST_SCALE).astype(np.float32)[:, :, None]
+    steps = np.clip(np.rint(blocks / usable), -UINT8_ZERO, INT8_MAX)
+    errors = np.square(steps * usable - blocks).sum(axis=2)
+    return (steps + UINT8_ZERO).astype(np.uint8), usable[:, :, 0], errors
 
 
 LINEAR_SCHEMES: dict[Precision, Rewrite] = {
