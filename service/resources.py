@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
-from falcon import HTTP_503, Request, Response
+from falcon import HTTP_503, HTTPBadRequest, Request, Response
 
 from service import encoding, schema
 from service.errors import BodyTooLarge, UnsupportedMedia
 from service.registry import Registry, State
 
 JSON_TYPES = ("application/json", "text/json")
-DISCARD_SECONDS = 5.0  # how long a body that is too large is read away, so that the client sees the answer
-DISCARD_BLOCK = 1 << 16
 RETRY_SECONDS = "5"
 
 
@@ -66,6 +63,8 @@ class Health:
             resp.status = HTTP_503
             resp.set_header("Retry-After", RETRY_SECONDS)
 
+    on_head = on_get  # what some load balancers ask with
+
     def on_get_ready(self, req: Request, resp: Response) -> None:
         """Answer 200 once at least one model serves."""
         is_ready = bool(self.registry.loaded())
@@ -73,9 +72,13 @@ class Health:
         if not is_ready:
             resp.status = HTTP_503
 
+    on_head_ready = on_get_ready
+
     def on_get_live(self, req: Request, resp: Response) -> None:
         """Answer 200 as long as the process answers at all."""
         resp.media = HEALTH_BODIES[State.READY]
+
+    on_head_live = on_get_live
 
 
 HEALTH_BODIES = {
@@ -103,15 +106,17 @@ class Root:
 
 
 def read_body(req: Request, max_bytes: int) -> bytes:
-    """Read a JSON body. Raises UnsupportedMedia, or BodyTooLarge once the rest was read away."""
+    """Read a JSON body. Raises UnsupportedMedia, BodyTooLarge, or HTTPBadRequest for a broken one."""
     content_type = (req.content_type or JSON_TYPES[0]).partition(";")[0].strip().lower()
     if content_type not in JSON_TYPES and not content_type.endswith("+json"):
         raise UnsupportedMedia(content_type)
     length = req.content_length
-    body: bytes = b"" if length and length > max_bytes else req.stream.read(max_bytes + 1)
-    if len(body) > max_bytes or (length or 0) > max_bytes:
-        deadline = time.monotonic() + DISCARD_SECONDS
-        while time.monotonic() < deadline and req.stream.read(DISCARD_BLOCK):
-            pass
+    if length and length > max_bytes:
+        raise BodyTooLarge(max_bytes)
+    try:
+        body: bytes = req.stream.read(max_bytes + 1)
+    except Exception as error:  # noqa: BLE001  the server's own classes for broken HTTP, of no common kind
+        raise HTTPBadRequest(description=f"The request body cannot be read: {error}") from error
+    if len(body) > max_bytes:
         raise BodyTooLarge(max_bytes)
     return body

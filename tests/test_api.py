@@ -700,3 +700,9 @@ def test_unforeseen_failure(
     assert_error(answer, 500, None, "internal_error")
     assert "secret" not in answer.text and "call-2" in answer.json["detail"]
     assert any(line.exc_info and vars(line)["fields"]["request_id"] == "call-2" for line in lines)
+
+
+@pytest.mark.parametrize("route", ["/healthz", "/readyz", "/livez"])
+def test_health_answers_head(client: TestClient, route: str):
+    answer = client.simulate_head(route)
+    assert (answer.status_code, answer.text) == (200, "")

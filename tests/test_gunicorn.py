@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -177,9 +177,18 @@ WRONG: dict[str, tuple[str, str, Callable[[], Any], dict[str, str], int, str]] =
     "wrong-content-type": (
         "POST", ROUTE, lambda: body("a"), {"Content-Type": "text/plain"}, 415, "unsupported_media_type"
     ),
-    "wrong-content-type-1-mb-close": (
-        "POST", ROUTE, lambda: body("a" * MEGABYTE),
-        {"Content-Type": "text/plain", "Connection": "close"}, 415, "unsupported_media_type",
+    # A large body that nobody wants is read away all the same: cut off, clients would report a broken pipe.
+    "wrong-content-type-5-mb": (
+        "POST", ROUTE, lambda: b" " * 5 * MEGABYTE, {"Content-Type": "text/plain"},
+        415, "unsupported_media_type",
+    ),
+    "wrong-content-type-5-mb-close": (
+        "POST", ROUTE, lambda: b" " * 5 * MEGABYTE, {"Content-Type": "text/plain", "Connection": "close"},
+        415, "unsupported_media_type",
+    ),
+    "wrong-method-5-mb": ("PUT", ROUTE, lambda: b" " * 5 * MEGABYTE, {}, 405, "method_not_allowed"),
+    "unknown-route-5-mb-chunked": (
+        "POST", "/v1/nope", lambda: chunks(5 * MEGABYTE), {}, 404, "route_not_found"
     ),
 }  # fmt: skip
 
@@ -197,17 +206,17 @@ def test_wrong_request_is_answered_and_harms_nothing(
     code: str,
 ):
     before = workers(live)
-    connection = http.client.HTTPConnection(live.url.removeprefix("http://"), timeout=60)
-    connection.request(method, path, body=content(), headers=JSON | headers)
-    answer = connection.getresponse()
-    found = json.loads(answer.read())
+    with closing(http.client.HTTPConnection(live.url.removeprefix("http://"), timeout=60)) as connection:
+        connection.request(method, path, body=content(), headers=JSON | headers)
+        answer = connection.getresponse()
+        found = json.loads(answer.read())
+        connection.request("POST", ROUTE, body=body("still there"), headers=JSON)
+        next_answer = connection.getresponse()
+        next_found = json.loads(next_answer.read())
     assert (answer.status, found["error"]["code"]) == (status, code)
     assert answer.headers["content-type"] == "application/json" and answer.headers["x-request-id"]
     assert found["detail"] == found["error"]["message"]
-    connection.request("POST", ROUTE, body=body("still there"), headers=JSON)
-    answer = connection.getresponse()
-    assert (answer.status, len(json.loads(answer.read())["data"])) == (200, 1)
-    connection.close()
+    assert (next_answer.status, len(next_found["data"])) == (200, 1)
     assert workers(live) == before != set()
 
 
@@ -235,18 +244,29 @@ FIRST = {
 }
 
 
+def connect(live: Live) -> socket.socket:
+    host, port = live.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
 @pytest.mark.parametrize("is_pipelined", [True, False], ids=["pipelined", "one-by-one"])
 @pytest.mark.parametrize(("first", "status"), FIRST.values(), ids=FIRST)
 def test_connection_goes_on_after_an_error(live: Live, first: bytes, status: int, is_pipelined: bool):
     second = raw("POST", ROUTE, body(["a", "b"]))
-    host, port = live.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
-        stream = connection.makefile("rb")
+    with connect(live) as connection, connection.makefile("rb") as stream:
         connection.sendall(first + second if is_pipelined else first)
         assert read_answer(stream)[0] == status
         if not is_pipelined:
             connection.sendall(second)
         assert read_answer(stream)[0] == 200
+
+
+def test_broken_chunk_is_broken_http(live: Live):
+    head = raw("POST", ROUTE, b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    with connect(live) as connection, connection.makefile("rb") as stream:
+        connection.sendall(head + b"no size\r\n\r\n")
+        status, found = read_answer(stream)
+    assert (status, found["error"]["type"]) == (400, "invalid_request_error")
 
 
 # --- processes -------------------------------------------------------------------------------------------

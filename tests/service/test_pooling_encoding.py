@@ -18,6 +18,10 @@ def test_unit_slices_before_it_normalises() -> None:
     assert unit(VECTORS, 2).dtype == np.float32
 
 
+def test_unit_holds_for_large_values() -> None:
+    assert np.allclose(unit(np.full((1, 4), 1e30, dtype=np.float32), 4), 0.5)
+
+
 def test_unit_leaves_zero_alone() -> None:
     assert not unit(np.zeros((1, 3), dtype=np.float32), 3).any()
 
