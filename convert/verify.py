@@ -27,7 +27,7 @@ TEXTS_FILE = DATA / "sentences.jsonl"
 REFERENCE_FOLDER = DATA / "reference"
 FLOORS = {"mean_cosine": 0.998, "top10_overlap": 0.96}  # a quantized precision below one is not verified
 NUM_NEIGHBOURS = 10
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 SPEED_ROWS, SPEED_TOKENS, SPEED_RUNS = 8, 128, 7
 FP32_MEMORY_FACTOR = 1.5  # of the weights' size: they are prepacked, and states come on top
 
