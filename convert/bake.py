@@ -18,6 +18,7 @@ from service.manifest import (
     TOKENIZER_FILE,
     FileRecord,
     Manifest,
+    Pooling,
     Precision,
     Source,
     Variant,
@@ -27,6 +28,8 @@ from service.manifest import (
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "tokenizers", "safetensors")
 MODEL_GRAPH = "model"
 SENTENCE_CONFIG = "sentence_bert_config.json"
+POOLING_CONFIG = "1_Pooling/config.json"
+POOLING_MODES = {Pooling.MEAN: "pooling_mode_mean_tokens"}
 
 
 class Verification(StrEnum):
@@ -55,15 +58,17 @@ def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
     """
     folder, source = locate(recipe, request)
     opened = Checkpoint(folder)
+    tokenizer = _read_tokenizer(opened)
     graph = build(recipe, opened)
     wanted = request.precisions or recipe.precisions
     verifying = _is_verifying(graph, request.verification, recipe.manifest.name)
     written = tuple(dict.fromkeys((*wanted, Precision.FP32))) if verifying else wanted
     with bundle.staging(request.out, recipe.manifest.name) as staged:
-        files = _write(staged, graph, opened, written)
+        files = _write(staged, graph, written)
+        files[TOKENIZER_FILE] = bundle.write_file(staged / TOKENIZER_FILE, tokenizer)
         manifest = _described(recipe, opened, source, files, written)
         if verifying:
-            manifest = _verified(staged, manifest, recipe)
+            manifest = _verified(staged, manifest, recipe, is_published=request.source is None)
         manifest = _keep(staged, manifest, wanted)
         bundle.publish(staged, manifest)
     return manifest
@@ -88,11 +93,32 @@ def locate(recipe: Recipe, request: BakeRequest) -> tuple[Path, Source]:
 
 
 def build(recipe: Recipe, opened: Checkpoint) -> Graph:
-    """Build the float32 graph that the recipe names, sizes from the checkpoint's config."""
+    """Build the float32 graph, sizes from the checkpoint's config.
+
+    Raises BakeError where the checkpoint contradicts the recipe.
+    """
+    _check_pooling(recipe, opened)
     config = encoder.read_config(opened.config)
     graph, hidden = encoder.build(opened, config)
     heads.add_embedding_outputs(graph, hidden, recipe.manifest.pooling, config.hidden_size)
     return graph
+
+
+def _check_pooling(recipe: Recipe, opened: Checkpoint) -> None:
+    """Refuse a checkpoint whose sentence-transformers config pools in another way."""
+    if not opened.has_file(POOLING_CONFIG):
+        return
+    modes = {
+        name for name, value in opened.read_json(POOLING_CONFIG).items() if "mode" in name and value is True
+    }
+    if modes and modes != {POOLING_MODES[recipe.manifest.pooling]}:
+        raise BakeError(f"{POOLING_CONFIG} pools by {', '.join(sorted(modes))}: this recipe cannot read it")
+
+
+def _read_tokenizer(opened: Checkpoint) -> bytes:
+    if not opened.has_file(TOKENIZER_FILE):
+        raise BakeError(f"{opened.folder} has no {TOKENIZER_FILE}")
+    return (opened.folder / TOKENIZER_FILE).read_bytes()
 
 
 def _is_verifying(graph: Graph, verification: Verification, name: str) -> bool:
@@ -108,18 +134,14 @@ def _is_verifying(graph: Graph, verification: Verification, name: str) -> bool:
     return False
 
 
-def _write(
-    staged: Path, graph: Graph, opened: Checkpoint, precisions: tuple[Precision, ...]
-) -> dict[str, FileRecord]:
-    """Write every precision and the tokenizer; return their records."""
+def _write(staged: Path, graph: Graph, precisions: tuple[Precision, ...]) -> dict[str, FileRecord]:
+    """Write every precision; return the records of its files."""
     graphs = {precision: quantize(graph, precision) for precision in precisions}
     total = sum(constant.num_bytes for made in graphs.values() for constant in made.constants.values())
     files: dict[str, FileRecord] = {}
     with progress.bar(total, "bake", "B") as bar:
         for precision, made in graphs.items():
             files |= bundle.write_graphs(staged, precision, {MODEL_GRAPH: made}, bar.update)
-    tokenizer = (opened.folder / checkpoint.TOKENIZER_FILE).read_bytes()
-    files[TOKENIZER_FILE] = bundle.write_file(staged / TOKENIZER_FILE, tokenizer)
     return files
 
 
@@ -157,15 +179,24 @@ def _max_tokens(recipe: Recipe, opened: Checkpoint, max_positions: int) -> int:
     """Take the smallest of the model's known limit, its positions and what its own files say."""
     limits = [recipe.manifest.max_tokens, max_positions]
     if opened.has_file(SENTENCE_CONFIG):
-        limits.append(int(opened.read_json(SENTENCE_CONFIG).get("max_seq_length") or max_positions))
+        found = opened.read_json(SENTENCE_CONFIG).get("max_seq_length") or max_positions
+        if not isinstance(found, int) or found < 1:
+            raise BakeError(f"{SENTENCE_CONFIG} has max_seq_length {found!r}, must be a positive integer")
+        limits.append(found)
     return min(limits)
 
 
-def _verified(staged: Path, manifest: Manifest, recipe: Recipe) -> Manifest:
+def _verified(staged: Path, manifest: Manifest, recipe: Recipe, *, is_published: bool) -> Manifest:
+    """Measure the variants. Raises BakeError where published weights are not those of the reference."""
     with progress.bar(len(manifest.variants) * len(verify.texts()), "verify", "text") as bar:
         manifest = verify.verified(staged, manifest, bar.update)
     if recipe.reference:
         found = verify.reference(staged, manifest, recipe.reference)
+        if found is None and is_published:
+            raise BakeError(
+                f"{manifest.name}: the weights are not the published ones that the reference vectors are of; "
+                "name them with --source if that is meant"
+            )
         manifest = verify.with_reference(manifest, found, recipe.reference_tolerance)
     return manifest
 

@@ -120,25 +120,27 @@ def staging(out: Path, name: str) -> Iterator[Path]:
     with (out / f".{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise BakeError(f"another bake of {name} is running in {out}") from error
         folder, replaced = _staging_folder(out, name), _replaced_folder(out, name)
         if replaced.exists() and not (out / name).exists():
             replaced.rename(
                 out / name
             )  # a bake was killed between the two renames of a platform without exchange
-        shutil.rmtree(replaced, ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(replaced)
+        _remove(folder)
         folder.mkdir()
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def publish(folder: Path, manifest: Manifest) -> Path:
     """Write the manifest into the staging folder and swap it in; return the bundle's folder."""
     write_file(folder / contract.MANIFEST_FILE, contract.encode(manifest))
+    for changed in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        _flush_folder(changed)
     out = folder.parent
     target = out / manifest.name
     if not target.exists():
@@ -146,8 +148,12 @@ def publish(folder: Path, manifest: Manifest) -> Path:
     elif not _exchange(folder, target):
         replaced = _replaced_folder(out, manifest.name)
         target.rename(replaced)
-        folder.rename(target)
-        shutil.rmtree(replaced)
+        try:
+            folder.rename(target)
+        except OSError:
+            replaced.rename(target)
+            raise
+        _remove(replaced)
     _flush_folder(out)
     return target
 
@@ -158,6 +164,14 @@ def _staging_folder(out: Path, name: str) -> Path:
 
 def _replaced_folder(out: Path, name: str) -> Path:
     return out / f".{name}.replaced"
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or the link to one that a user made and a bake has replaced."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -62,6 +62,10 @@ class Checkpoint:
         """Tell whether the checkpoint has a file of this name."""
         return (self.folder / name).is_file()
 
+    def has_tensors(self, prefix: str) -> bool:
+        """Tell whether any tensor's name begins so."""
+        return any(name.startswith(prefix) for name in self._tensors)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading it. Raises BakeError when there is no such tensor."""
         file, stored_name = self._find(name)
@@ -111,13 +115,12 @@ def download(repository: str, revision: str | None, *, offline: bool) -> Path:
     Raises BakeError when the hub or the repository cannot be reached, or `offline` finds no cached copy.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         folder = huggingface_hub.snapshot_download(
             repository, revision=revision, allow_patterns=list(HUB_PATTERNS), local_files_only=offline
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  the hub client lets its HTTP library's classes through
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BakeError(
             f"{repository} cannot be fetched from the hub ({reason}); give a local copy with --source DIR"
@@ -128,7 +131,10 @@ def download(repository: str, revision: str | None, *, offline: bool) -> Path:
 def _weight_files(checkpoint: Checkpoint) -> list[Path]:
     folder = checkpoint.folder
     if checkpoint.has_file(WEIGHTS_INDEX):
-        shards = set(checkpoint.read_json(WEIGHTS_INDEX).get("weight_map", {}).values())
+        places = checkpoint.read_json(WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise BakeError(f"{folder / WEIGHTS_INDEX} has no weight_map")
+        shards = set(places.values())
         return [folder / str(shard) for shard in sorted(shards)]
     if checkpoint.has_file(WEIGHTS_FILE):
         return [folder / WEIGHTS_FILE]

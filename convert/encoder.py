@@ -17,6 +17,7 @@ from service.errors import BakeError
 
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
+MODEL_TYPE = "bert"
 ACTIVATIONS = ("gelu",)  # the exact (erf) form, as BiasGelu computes it
 
 
@@ -32,6 +33,8 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
+        if min(self.num_layers, self.num_heads, self.hidden_size, self.max_positions) < 1:
+            raise BakeError(f"config.json has a size below 1: {self}")
         if self.hidden_size % self.num_heads:
             raise BakeError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_heads}"
@@ -40,6 +43,10 @@ class EncoderConfig:
 
 def read_config(config: Mapping[str, object]) -> EncoderConfig:
     """Take the sizes from a config.json. Raises BakeError on what this builder cannot represent."""
+    if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+        raise BakeError(
+            f"model_type {config['model_type']!r} is not {MODEL_TYPE!r}: this recipe cannot read it"
+        )
     if config.get("hidden_act") not in ACTIVATIONS:
         raise BakeError(f"hidden_act {config.get('hidden_act')!r} is not supported (only {ACTIVATIONS})")
     if config.get("position_embedding_type", "absolute") != "absolute":
@@ -54,6 +61,8 @@ def read_config(config: Mapping[str, object]) -> EncoderConfig:
         )
     except KeyError as error:
         raise BakeError(f"config.json lacks {error.args[0]!r}") from error
+    except ValueError as error:
+        raise BakeError(f"config.json has a size that is no number: {error}") from error
 
 
 def build(checkpoint: Checkpoint, config: EncoderConfig) -> tuple[Graph, str]:
@@ -61,6 +70,8 @@ def build(checkpoint: Checkpoint, config: EncoderConfig) -> tuple[Graph, str]:
 
     Inputs: `input_ids`, `attention_mask` (batch, tokens) int64. States: (batch, tokens, hidden) float32.
     """
+    if checkpoint.has_tensors(f"encoder.layer.{config.num_layers}."):
+        raise BakeError(f"the checkpoint has more than the {config.num_layers} layers of its config.json")
     graph = Graph("encoder")
     graph.input(INPUT_IDS, np.int64, ("batch", "tokens"))
     graph.input(ATTENTION_MASK, np.int64, ("batch", "tokens"))

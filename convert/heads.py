@@ -6,10 +6,7 @@ from collections.abc import Callable
 
 from convert.encoder import ATTENTION_MASK
 from convert.graph import Graph
-from service.manifest import Pooling
-
-POOLED = "pooled"
-TOKEN_EMBEDDINGS = "token_embeddings"
+from service.manifest import Output, Pooling
 
 
 def mean(graph: Graph, hidden: str) -> str:
@@ -29,7 +26,10 @@ POOLINGS: dict[Pooling, Callable[[Graph, str], str]] = {Pooling.MEAN: mean}
 
 def add_embedding_outputs(graph: Graph, hidden: str, pooling: Pooling, size: int) -> None:
     """Declare the outputs of an embedding model: `pooled` (not normalised) and `token_embeddings`."""
-    for source, name in ((POOLINGS[pooling](graph, hidden), POOLED), (hidden, TOKEN_EMBEDDINGS)):
+    for source, name in (
+        (POOLINGS[pooling](graph, hidden), Output.POOLED),
+        (hidden, Output.TOKEN_EMBEDDINGS),
+    ):
         graph.op("Identity", name, [source])
-    graph.output(POOLED, ("batch", size))
-    graph.output(TOKEN_EMBEDDINGS, ("batch", "tokens", size))
+    graph.output(Output.POOLED, ("batch", size))
+    graph.output(Output.TOKEN_EMBEDDINGS, ("batch", "tokens", size))

@@ -38,7 +38,6 @@ STATUSES: dict[type[RequestError], int] = {
 }
 FALCON_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-UNAVAILABLE = 503
 
 
 def create_app(settings: Settings) -> App:  # type: ignore[type-arg]
@@ -92,15 +91,13 @@ def _answer_request_error(req: Request, resp: Response, error: RequestError, par
         resp.media = schema.late_chunking_refusal(error.message)
     else:
         resp.media = schema.error_response(error.message, _error_type(status), error.param, error.code)
-    if status == UNAVAILABLE:
+    if isinstance(error, ModelUnavailable) and error.code == "model_loading":
         resp.set_header("Retry-After", RETRY_SECONDS)
     req.context.fields["code"] = error.code
 
 
 def _answer_unexpected(req: Request, resp: Response, error: Exception, params: dict[str, Any]) -> None:
-    """Answer 500 for what nobody foresaw; Falcon's own errors keep their meaning."""
-    if isinstance(error, HTTPError | falcon.HTTPStatus):
-        raise error
+    """Answer 500 for what nobody foresaw; for Falcon's own errors it has handlers of its own."""
     request_id = req.context.request_id
     logging.getLogger(logs.LOGGER_NAME).error(
         "unexpected error", exc_info=error, extra={logs.FIELDS: {"request_id": request_id}}

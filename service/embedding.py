@@ -11,12 +11,11 @@ import numpy.typing as npt
 
 from service import pooling, tokenization
 from service.errors import InvalidRequest, LateChunkingUnsupported, ModelOutputInvalid
-from service.manifest import TOKENIZER_FILE, Manifest, Precision
+from service.manifest import TOKENIZER_FILE, Manifest, Output, Precision
 from service.scheduler import Scheduler
 from service.session import Session, SessionSettings
 from service.tokenization import Tokenizer
 
-POOLED = "pooled"
 # Graphs that round activations to 8 bits at run time. Attention over padded rows differs in the last bit from
 # attention without padding; one rounding that tips over tips others, and with its neighbours the answer for a
 # text would move by as much as 8 bits cost at all (cosine 0.998). Unpadded runs are equal to the last bit.
@@ -62,7 +61,7 @@ class EmbeddingModel:
         """
         dimensions = self._checked_dimensions(options)
         sequences = self._checked_tokens(texts, truncate=options.truncate)
-        pooled = np.stack(self.scheduler.submit(self.session, sequences, POOLED))
+        pooled = np.stack(self.scheduler.submit(self.session, sequences, Output.POOLED))
         if not np.isfinite(pooled).all():
             raise ModelOutputInvalid(self.manifest.name)
         return Embeddings(pooling.unit(pooled, dimensions), sum(len(ids) for ids in sequences))
@@ -102,19 +101,19 @@ class EmbeddingModel:
         limit = self.manifest.max_tokens
         encoded = self.tokenizer.encode(texts, limit)
         for index, tokens in enumerate(encoded):
-            if not len(tokens.ids):
+            if not tokens.num_tokens:
                 raise InvalidRequest(
                     f"input[{index}] has no token; send a text.", param=f"input[{index}]", code="empty_input"
                 )
-            if len(tokens.ids) > limit and not truncate:
-                count = f"{'' if tokens.is_whole else 'at least '}{len(tokens.ids)}"
+            if tokens.num_tokens > limit and not truncate:
+                count = f"{'' if tokens.is_whole else 'at least '}{tokens.num_tokens}"
                 raise InvalidRequest(
                     f"input[{index}] has {count} tokens, more than the {limit} that {self.manifest.name} "
                     "takes. Send 'truncate': true to cut it off, or split it.",
                     param=f"input[{index}]",
                     code="input_too_long",
                 )
-        return [self.tokenizer.truncate(tokens.ids, limit) for tokens in encoded]
+        return [tokens.ids for tokens in encoded]
 
 
 def open_model(

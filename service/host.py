@@ -77,7 +77,17 @@ def _memory_room(folder: Path) -> int | None:
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            return int((folder / limit).read_text()) - int((folder / usage).read_text())
+            used = int((folder / usage).read_text()) - _reclaimable(folder)
+            return int((folder / limit).read_text()) - used
         except (OSError, ValueError):
             continue
     return None
+
+
+def _reclaimable(folder: Path) -> int:
+    """Return the bytes of page cache that the kernel gives back under pressure, part of a cgroup's usage."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

@@ -40,8 +40,14 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is logging's
         """Return the line without a traceback."""
-        fields = (f"{name}={value}" for name, value in getattr(record, FIELDS, {}).items())
+        fields = (f"{name}={_on_one_line(value)}" for name, value in getattr(record, FIELDS, {}).items())
         return " ".join((super().formatMessage(record), *fields))
+
+
+def _on_one_line(value: object) -> str:
+    """Write control characters as escapes: a caller's path must not begin a line of its own."""
+    text = str(value)
+    return text if text.isprintable() else json.dumps(text)
 
 
 FORMATTERS: dict[LogFormat, type[logging.Formatter]] = {

@@ -32,7 +32,13 @@ class Kind(StrEnum):
     """What a model answers with, spelled as `/v1/models` spells it."""
 
     EMBEDDING = "embedding"
-    RERANKER = "reranker"
+
+
+class Output(StrEnum):
+    """What a graph computes."""
+
+    POOLED = "pooled"  # (batch, dimensions), not normalised
+    TOKEN_EMBEDDINGS = "token_embeddings"  # (batch, tokens, dimensions)
 
 
 class Pooling(StrEnum):
@@ -123,9 +129,6 @@ class Manifest:
         for name in ("max_tokens", "dimensions", "created"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
-        missing = [variant.file for variant in self.variants if self.files and variant.file not in self.files]
-        if missing:
-            raise ValueError(f"variants name files that are not listed in files: {', '.join(missing)}")
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -160,6 +163,9 @@ def load(folder: Path) -> Manifest:
         raise BundleError(f"{path} is of model {manifest.name!r}: the folder must have the model's name")
     if not manifest.variants or not manifest.dimensions or not manifest.max_tokens:
         raise BundleError(f"{path} is incomplete (variants, dimensions or max_tokens missing): bake it again")
+    unlisted = {TOKENIZER_FILE, *(variant.file for variant in manifest.variants)} - set(manifest.files)
+    if unlisted:
+        raise BundleError(f"{path} lists no size and hash of {', '.join(sorted(unlisted))}: bake it again")
     check_sizes(folder, manifest)
     return manifest
 
@@ -169,8 +175,8 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
     for name, record in manifest.files.items():
         try:
             size = (folder / name).stat().st_size
-        except OSError as error:
-            raise BundleError(f"{folder / name} cannot be read: {error.strerror}; bake it again") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise BundleError(f"{folder / name!r} cannot be read: {error}; bake it again") from error
         if size != record.size:
             raise BundleError(f"{folder / name} has {size} bytes instead of {record.size}; bake it again")
 

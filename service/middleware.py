@@ -9,13 +9,11 @@ import uuid
 
 from falcon import Request, Response
 
-from service import logs
+from service import bodies, logs
 
 REQUEST_ID = "X-Request-ID"
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 SERVER_ERROR, UNAVAILABLE = 500, 503
-DISCARD_SECONDS = 5.0  # how long a body that nobody wants is read away
-DISCARD_BLOCK = 1 << 16
 
 
 class RequestLog:
@@ -31,7 +29,7 @@ class RequestLog:
 
     def process_response(self, req: Request, resp: Response, resource: object, req_succeeded: bool) -> None:
         """Write the line: never the texts, only what they were."""
-        _read_away(req)
+        bodies.discard(req)
         status = int(resp.status_code)
         logs.write(
             logging.ERROR if status >= SERVER_ERROR and status != UNAVAILABLE else logging.INFO,
@@ -44,13 +42,3 @@ class RequestLog:
             client=req.remote_addr,
             **req.context.fields,
         )
-
-
-def _read_away(req: Request) -> None:
-    """Read what is left of a body: a connection closed over unread bytes is reset and the answer lost."""
-    deadline = time.monotonic() + DISCARD_SECONDS
-    try:
-        while time.monotonic() < deadline and req.stream.read(DISCARD_BLOCK):
-            pass
-    except Exception:  # noqa: BLE001  broken HTTP or a client that is gone: the answer may not arrive either way
-        return

@@ -18,6 +18,8 @@ from service.scheduler import Scheduler
 from service.selection import Choice, choose
 from service.session import SessionSettings
 
+MAX_ECHO = 100  # characters of a caller's own text that an error repeats
+
 
 class State(StrEnum):
     """What a bundle is doing."""
@@ -85,7 +87,7 @@ class Registry:
         if short in self._folders:
             raise ModelUnavailable(f"Model {short} is still loading; try again soon.", code="model_loading")
         known = ", ".join(self._loaded) or "none yet"
-        raise ModelNotFound(f"Model {name!r} not found. Loaded models: {known}.")
+        raise ModelNotFound(f"Model {name[:MAX_ECHO]!r} not found. Loaded models: {known}.")
 
     def loaded(self) -> list[Loaded]:
         """List the models that serve."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from falcon import HTTP_503, HTTPBadRequest, Request, Response
+from falcon import HTTP_503, Request, Response
 
-from service import encoding, schema
-from service.errors import BodyTooLarge, UnsupportedMedia
+from service import bodies, encoding, schema
 from service.registry import Registry, State
 
-JSON_TYPES = ("application/json", "text/json")
 RETRY_SECONDS = "5"
 
 
@@ -24,7 +22,7 @@ class Embeddings:
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Embed the inputs."""
-        asked = schema.parse_embeddings(read_body(req, self.max_body_bytes), self.max_inputs)
+        asked = schema.parse_embeddings(bodies.read(req, self.max_body_bytes), self.max_inputs)
         model = self.registry.get(asked.model)
         req.context.fields = {"model": model.manifest.name, "inputs": len(asked.texts)}
         computed = model.embed(asked.texts, asked.options)
@@ -61,6 +59,7 @@ class Health:
             resp.media = {**HEALTH_BODIES[state], "failed": self.registry.failed()}
         if state != State.READY:
             resp.status = HTTP_503
+        if state == State.LOADING:
             resp.set_header("Retry-After", RETRY_SECONDS)
 
     on_head = on_get  # what some load balancers ask with
@@ -68,7 +67,7 @@ class Health:
     def on_get_ready(self, req: Request, resp: Response) -> None:
         """Answer 200 once at least one model serves."""
         is_ready = bool(self.registry.loaded())
-        resp.media = HEALTH_BODIES[State.READY if is_ready else State.LOADING]
+        resp.media = HEALTH_BODIES[State.READY if is_ready else self.registry.state()]
         if not is_ready:
             resp.status = HTTP_503
 
@@ -103,20 +102,3 @@ class Root:
             "models": [loaded.model.manifest.name for loaded in self.registry.loaded()],
             "routes": ["POST /v1/embeddings", "GET /v1/models", "GET /healthz", "GET /readyz", "GET /livez"],
         }
-
-
-def read_body(req: Request, max_bytes: int) -> bytes:
-    """Read a JSON body. Raises UnsupportedMedia, BodyTooLarge, or HTTPBadRequest for a broken one."""
-    content_type = (req.content_type or JSON_TYPES[0]).partition(";")[0].strip().lower()
-    if content_type not in JSON_TYPES and not content_type.endswith("+json"):
-        raise UnsupportedMedia(content_type)
-    length = req.content_length
-    if length and length > max_bytes:
-        raise BodyTooLarge(max_bytes)
-    try:
-        body: bytes = req.stream.read(max_bytes + 1)
-    except Exception as error:  # noqa: BLE001  the server's own classes for broken HTTP, of no common kind
-        raise HTTPBadRequest(description=f"The request body cannot be read: {error}") from error
-    if len(body) > max_bytes:
-        raise BodyTooLarge(max_bytes)
-    return body

@@ -8,11 +8,10 @@ from service import host
 from service.errors import BundleError
 from service.manifest import Manifest, Precision, Variant
 
-# Used where a bundle has no verified precision: the most accurate first.
+# Used where a bundle has no verified precision, or no speed was measured and 8 bits are not fast.
 BY_ACCURACY = (Precision.FP32, Precision.INT8_BLOCK, Precision.INT8)
 # Used where the bake measured no speed on this instruction set.
 UNMEASURED_WITH_FAST_INT8 = (Precision.INT8, Precision.FP32, Precision.INT8_BLOCK)
-UNMEASURED = (Precision.FP32, Precision.INT8_BLOCK, Precision.INT8)
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,10 @@ def choose(manifest: Manifest, wanted: Precision | None, instruction_set: str) -
     """Choose the precision to serve. Raises BundleError when the wanted one was not baked."""
     if wanted is not None:
         if wanted not in manifest.precisions:
-            baked = ", ".join(manifest.precisions)
+            baked = ",".join(manifest.precisions)
             raise BundleError(
                 f"{manifest.name} has no precision {wanted} (PRECISION); baked are {baked}: "
-                f"bake it with python -m convert {manifest.name} --precision {wanted} --force"
+                f"bake it with python -m convert {manifest.name} --precision {baked},{wanted} --force"
             )
         return Choice(wanted, _is_verified(manifest, wanted), "set by PRECISION")
     verified = [precision for precision in manifest.precisions if _is_verified(manifest, precision)]
@@ -42,7 +41,7 @@ def choose(manifest: Manifest, wanted: Precision | None, instruction_set: str) -
     if all(speeds.values()):
         fastest = max(verified, key=lambda precision: speeds[precision])
         return Choice(fastest, True, f"fastest verified precision measured on {instruction_set}")
-    order = UNMEASURED_WITH_FAST_INT8 if instruction_set in host.FAST_INT8 else UNMEASURED
+    order = UNMEASURED_WITH_FAST_INT8 if instruction_set in host.FAST_INT8 else BY_ACCURACY
     return Choice(
         min(verified, key=order.index), True, f"no speed measured on {instruction_set}: by instruction set"
     )

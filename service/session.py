@@ -51,7 +51,6 @@ class Session:
         except Exception as error:  # the library has one class per status code and no common parent
             raise BundleError(f"{path} cannot be opened: {str(error)[:MAX_REASON]}") from error
         self.may_pad = settings.may_pad
-        self.input_names = tuple(value.name for value in self._native.get_inputs())
         self.output_names = tuple(value.name for value in self._native.get_outputs())
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:

@@ -14,6 +14,7 @@ from service.errors import BundleError
 
 PREFIX_CHARACTERS = 32  # characters per allowed token that are read at first: far more than texts need
 PREFIX_GROWTH = 8
+TEXTS_AT_ONCE = 64  # bounds the memory of one call
 WORD_END_WITHIN = 200  # characters before the end of a prefix in which a space is looked for
 
 Ids = npt.NDArray[np.int64]
@@ -21,9 +22,13 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids with special tokens; not `is_whole` where the text went on after far more than its limit."""
+    """A text's token ids with special tokens, cut to the limit, and how many there were before.
+
+    `num_tokens` is what was counted until the text was left off where not `is_whole`.
+    """
 
     ids: Ids
+    num_tokens: int
     is_whole: bool = True
 
 
@@ -35,18 +40,23 @@ class Tokenizer:
     num_closing_tokens: int  # special tokens after the text, kept by truncation
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[Tokens]:
-        """Return each text's tokens, all of them unless it is far longer than `max_tokens`.
+        """Return each text's first tokens, `max_tokens` at most, the closing special tokens among them.
 
         A text of megabytes takes seconds and a gigabyte: it is read from its beginning only until it has more
         than twice `max_tokens` tokens, so that the first `max_tokens` are those of the whole text.
         """
         num_characters = max_tokens * PREFIX_CHARACTERS
-        prefixes = [_prefix(text, num_characters) for text in texts]
-        encoded = self._encode(prefixes)
-        return [
-            Tokens(ids) if len(prefix) == len(text) else self._encode_long(text, ids, max_tokens)
-            for text, prefix, ids in zip(texts, prefixes, encoded, strict=True)
-        ]
+        tokens: list[Tokens] = []
+        for begin in range(0, len(texts), TEXTS_AT_ONCE):
+            part = texts[begin : begin + TEXTS_AT_ONCE]
+            prefixes = [_prefix(text, num_characters) for text in part]
+            tokens += [
+                self._cut(ids, max_tokens, is_whole=True)
+                if len(prefix) == len(text)
+                else self._encode_long(text, ids, max_tokens)
+                for text, prefix, ids in zip(part, prefixes, self._encode(prefixes), strict=True)
+            ]
+        return tokens
 
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
         # NOTE: the batch call lets other threads run, the call for a single text does not (tokenizers 0.23).
@@ -60,15 +70,16 @@ class Tokenizer:
             prefix = _prefix(text, num_characters)
             (ids,) = self._encode([prefix])
             if len(prefix) == len(text):
-                return Tokens(ids)
-        return Tokens(ids, is_whole=False)
+                return self._cut(ids, max_tokens, is_whole=True)
+        return self._cut(ids, max_tokens, is_whole=False)
 
-    def truncate(self, ids: Ids, max_tokens: int) -> Ids:
-        """Cut the text on the right so that `max_tokens` remain, the closing special tokens among them."""
+    def _cut(self, ids: Ids, max_tokens: int, *, is_whole: bool) -> Tokens:
+        """Cut the text on the right, before its closing special tokens."""
         if len(ids) <= max_tokens:
-            return ids
+            return Tokens(ids, len(ids), is_whole)
         closing = ids[len(ids) - self.num_closing_tokens :]
-        return np.concatenate([ids[: max_tokens - len(closing)], closing])
+        kept = np.concatenate([ids[: max_tokens - len(closing)], closing])
+        return Tokens(kept, len(ids), is_whole)
 
 
 def load(path: Path) -> Tokenizer:

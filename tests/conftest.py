@@ -20,6 +20,7 @@ from falcon.testing import TestClient
 from convert import checkpoint
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
+from service import config
 from service.app import make_app
 from service.config import Settings
 from service.registry import Registry
@@ -114,7 +115,7 @@ def live(tiny_models: Path, serve: Callable[..., AbstractContextManager[Live]]) 
 
 def environment(**settings: str) -> dict[str, str]:
     """Return the environment without this host's own settings of the service, with the given ones."""
-    names = ("API_KEYS", "DEVICE", "PRECISION", "WORKERS", "THREADS", "GUNICORN_CMD_ARGS")
+    names = {*config.VARIABLES, *config.UNSUPPORTED, "GUNICORN_CMD_ARGS"}
     return {name: value for name, value in os.environ.items() if name not in names} | settings
 
 

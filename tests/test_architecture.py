@@ -17,7 +17,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"errors"},
     {"manifest", "host"},
     {"config"},
-    {"logs", "selection", "bundles"},
+    {"logs", "selection", "bundles", "bodies"},
     {"tokenization", "batching", "session", "pooling", "encoding"},
     {"scheduler"},
     {"embedding"},
@@ -39,7 +39,7 @@ CONVERT_LAYERS: list[set[str]] = [
 OWNERS = {
     "onnxruntime": {"session"},
     "tokenizers": {"tokenization"},
-    "falcon": {"app", "resources", "middleware"},
+    "falcon": {"app", "resources", "middleware", "bodies"},
     "orjson": {"app", "schema"},
     "msgspec": {"manifest", "schema"},
 }

@@ -66,8 +66,9 @@ def test_memory_is_the_smallest_room(tmp_path: Path) -> None:
         "proc/self/cgroup": "0::/a\n",
         "cgroup/a/memory.max": "5000000",
         "cgroup/a/memory.current": "1000000",
+        "cgroup/a/memory.stat": "anon 700000\ninactive_file 300000\n",
     }
-    assert host.available_memory(*fake(tmp_path, files)) == 4_000_000
+    assert host.available_memory(*fake(tmp_path, files)) == 4_300_000
     (tmp_path / "cgroup/a/memory.max").write_text("max")
     assert host.available_memory(tmp_path / "cgroup", tmp_path / "proc") == 9000 * 1024
 

@@ -39,3 +39,7 @@ def test_text_appends_the_fields() -> None:
         .format(record(status=422))
         .endswith("WARNING what happened: é status=422")
     )
+
+
+def test_text_keeps_a_forged_line_on_its_own() -> None:
+    assert "\n" not in logs.FORMATTERS[LogFormat.TEXT]().format(record(path="/a\n2026 INFO forged"))

@@ -57,5 +57,5 @@ def test_by_name_takes_an_unverified_one() -> None:
 
 
 def test_what_was_not_baked_is_refused_with_the_remedy() -> None:
-    with pytest.raises(BundleError, match="python -m convert m --precision int8 --force"):
+    with pytest.raises(BundleError, match="python -m convert m --precision fp32,int8 --force"):
         choose(manifest(variant(FP32, 10)), INT8, "avx2")

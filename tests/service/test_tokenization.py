@@ -35,9 +35,7 @@ def test_truncation_equals_the_library(path: Path, max_tokens: int) -> None:
     native.enable_truncation(max_tokens)
     tokenizer = tokenization.load(path)
     texts = [*TEXTS, "one two three " * 1000, " " * 20_000 + "end"]
-    cut = [
-        tokenizer.truncate(tokens.ids, max_tokens).tolist() for tokens in tokenizer.encode(texts, max_tokens)
-    ]
+    cut = [tokens.ids.tolist() for tokens in tokenizer.encode(texts, max_tokens)]
     assert cut == [native.encode(text).ids for text in texts]
 
 
@@ -47,11 +45,18 @@ def test_truncation_equals_the_library(path: Path, max_tokens: int) -> None:
 def test_a_text_far_over_the_limit_is_not_read_to_its_end(path: Path, text: str, is_whole: bool) -> None:
     (tokens,) = tokenization.load(path).encode([text], 10)
     assert tokens.is_whole == is_whole
-    assert (len(tokens.ids) > 20) == (len(text.split()) > 10)
-    assert len(tokens.ids) < 2000
+    assert len(tokens.ids) <= 10
+    assert (tokens.num_tokens > 20) == (len(text.split()) > 10)
+    assert tokens.num_tokens < 2000
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         tokenization.load(tmp_path / "tokenizer.json")
+
+
+def test_many_texts_are_encoded_in_parts_and_in_order(path: Path) -> None:
+    texts = ["x" * (number % 37) for number in range(3 * tokenization.TEXTS_AT_ONCE + 1)]
+    tokens = tokenization.load(path).encode(texts, 100)
+    assert [found.num_tokens for found in tokens] == [2 + number % 37 for number in range(len(texts))]

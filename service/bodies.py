@@ -1,0 +1,62 @@
+"""Reads request bodies, wanted and unwanted, never for long. Knows HTTP, no route and no JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from falcon import HTTPBadRequest, Request
+
+from service.errors import BodyTooLarge, UnsupportedMedia
+
+JSON_TYPES = ("application/json", "text/json")
+STALL_SECONDS = 30.0  # how long a client may send nothing in the middle of a body
+DISCARD_SECONDS = 5.0  # how long a body that nobody wants is read away
+DISCARD_BLOCK = 1 << 16
+SERVER_SOCKET = "gunicorn.socket"
+
+
+def read(req: Request, max_bytes: int) -> bytes:
+    """Read a JSON body. Raises UnsupportedMedia, BodyTooLarge, or HTTPBadRequest for one that breaks off."""
+    content_type = (req.content_type or JSON_TYPES[0]).partition(";")[0].strip().lower()
+    if content_type not in JSON_TYPES and not content_type.endswith("+json"):
+        raise UnsupportedMedia(content_type)
+    if (req.content_length or 0) > max_bytes:
+        raise BodyTooLarge(max_bytes)
+    try:
+        with _stalls_limited(req, STALL_SECONDS):
+            body: bytes = req.stream.read(max_bytes + 1)
+    except Exception as error:  # noqa: BLE001  the server's own classes for broken HTTP, of no common kind
+        raise HTTPBadRequest(description=f"The request body cannot be read: {error}") from error
+    if len(body) > max_bytes:
+        raise BodyTooLarge(max_bytes)
+    return body
+
+
+def discard(req: Request) -> None:
+    """Read what is left of a body: a connection closed over unread bytes is reset and the answer lost."""
+    if not req.content_length and not req.get_header("Transfer-Encoding"):
+        return
+    deadline = time.monotonic() + DISCARD_SECONDS
+    try:
+        with _stalls_limited(req, DISCARD_SECONDS):
+            while time.monotonic() < deadline and req.stream.read(DISCARD_BLOCK):
+                pass
+    except Exception:  # noqa: BLE001  broken HTTP or a client that is gone: the answer may not arrive either way
+        return
+
+
+@contextmanager
+def _stalls_limited(req: Request, seconds: float) -> Iterator[None]:
+    """Let reads of the connection fail after so long without a byte; writes stay as they were."""
+    connection = req.env.get(SERVER_SOCKET)
+    if connection is None:  # another server, or a test without one
+        yield
+        return
+    before = connection.gettimeout()
+    connection.settimeout(seconds)
+    try:
+        yield
+    finally:
+        connection.settimeout(before)
