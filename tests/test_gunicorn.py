@@ -269,6 +269,26 @@ def test_broken_chunk_is_broken_http(live: Live):
     assert (status, found["error"]["type"]) == (400, "invalid_request_error")
 
 
+@pytest.mark.parametrize("path", [ROUTE, "/nowhere"])
+def test_a_stalled_upload_holds_its_thread_for_a_while_only(
+    tiny_models: Path, serve: Serve, path: str, tmp_path: Path
+):
+    """The limits are those of service.bodies, shortened by a module that Python loads first."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import service.bodies as bodies; bodies.STALL_SECONDS = bodies.DISCARD_SECONDS = 0.3"
+    )
+    pythonpath = f"{tmp_path}{os.pathsep}{PROJECT}"
+    with serve(tiny_models, THREADS="1", PYTHONPATH=pythonpath) as live:
+        host, port = live.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            head = (
+                f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000"
+            )
+            connection.sendall(head.encode() + b"\r\n\r\n{}}")
+            assert read_answer(connection.makefile("rb"))[0] == (400 if path == ROUTE else 404)
+        assert embed(live, "hello").shape == (1, HIDDEN)
+
+
 # --- processes -------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +179,78 @@ def test_a_killed_bake_leaves_the_old_bundle_and_does_not_trip_the_next(
     assert (
         json.loads((out / MODEL / "manifest.json").read_bytes())["created"] >= json.loads(before)["created"]
     )
+
+
+def test_a_link_in_the_place_of_a_bundle_is_replaced(
+    tiny_models: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    elsewhere = Path(shutil.copytree(tiny_models / MODEL, tmp_path / "elsewhere"))
+    out = tmp_path / "models"
+    out.mkdir()
+    (out / MODEL).symlink_to(elsewhere)
+    for _ in range(2):
+        bake(RECIPE, BakeRequest(out=out, source=str(tiny_checkpoint), precisions=(Precision.FP32,)))
+    assert not (out / MODEL).is_symlink()
+    assert (elsewhere / "manifest.json").exists()
+    assert sorted(path.name for path in out.iterdir()) == [f".{MODEL}.lock", MODEL]
+
+
+def test_a_rename_that_fails_puts_the_old_bundle_back(
+    tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(tiny_models, tmp_path / "models"))
+    monkeypatch.setattr(bundle, "_exchange", lambda one, other: False)
+    manifest = contract.load(out / MODEL)
+    with bundle.staging(out, MODEL) as staged, pytest.raises(OSError, match="staging"):
+        real = Path.rename
+        monkeypatch.setattr(Path, "rename", lambda self, target: _refuse(self, target, real))
+        bundle.publish(staged, manifest)
+    contract.load(out / MODEL)
+
+
+def _refuse(path: Path, target: Path, real: Callable[[Path, Path], Path]) -> Path:
+    if path.name.endswith(".staging"):
+        raise OSError(5, "staging cannot be moved")
+    return real(path, target)
+
+
+def test_published_weights_must_be_those_of_the_reference(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convert.checkpoint.package_folder", lambda package: tiny_checkpoint)
+    with pytest.raises(BakeError, match="not the published ones"):
+        bake(RECIPE, BakeRequest(out=tmp_path, precisions=(Precision.FP32,)))
+    assert not (tmp_path / MODEL).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("config.json", {"model_type": "xlm-roberta"}, "xlm-roberta"),
+        ("config.json", {"num_hidden_layers": 1}, "more than the 1 layers"),
+        ("config.json", {"num_attention_heads": 0}, "below 1"),
+        ("config.json", {"hidden_size": None}, "no number"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling_mode_cls_token"),
+        ("sentence_bert_config.json", {"max_seq_length": "long"}, "max_seq_length"),
+    ],
+)
+def test_a_checkpoint_that_contradicts_the_recipe_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, name: str, change: dict[str, object], reason: str
+) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    path = copy / name
+    path.parent.mkdir(exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | change))
+    with pytest.raises(BakeError, match=reason):
+        bake(RECIPE, BakeRequest(out=tmp_path / "out", source=str(copy)))
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused_at_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(BakeError, match=r"no tokenizer\.json"):
+        bake(RECIPE, BakeRequest(out=tmp_path / "out", source=str(copy)))
 
 
 def test_a_full_disk_is_one_clear_line(

@@ -45,6 +45,8 @@ def test_a_manifest_survives_writing_and_reading(bundle: Path) -> None:
         (lambda content: content.update(variants=[]), "incomplete"),
         (lambda content: content.update(name="other"), "name"),
         (lambda content: content["files"].pop("fp32/model.onnx"), "fp32/model.onnx"),
+        (lambda content: content.update(files={}), "lists no size and hash"),
+        (lambda content: content["files"].update({"a\0b": {"size": 1, "sha256": ""}}), "cannot be read"),
     ],
 )
 def test_a_wrong_manifest_is_refused(
