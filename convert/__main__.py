@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert import progress, verify
+from convert import verify
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES, Recipe
 from service import manifest as contract
@@ -95,11 +95,7 @@ def _verify(recipe: Recipe, options: argparse.Namespace) -> None:
     contract.check_hashes(folder, manifest)
     if Precision.FP32 not in manifest.precisions:
         raise BundleError(f"{name} holds no fp32 graph to compare with; bake it with --precision fp32,...")
-    with progress.bar(len(manifest.variants) * len(verify.texts()), "verify", "text") as bar:
-        found = verify.verified(folder, manifest, bar.update)
-    if recipe.reference:
-        compared = verify.reference(folder, manifest, recipe.reference)
-        found = verify.with_reference(found, compared, recipe.reference_tolerance)
+    found = verify.checked(folder, manifest, recipe)
     _print_report(found)
     worse = [old.file for old, new in zip(manifest.variants, found.variants, strict=True)
              if old.verified and not new.verified]  # fmt: skip

@@ -63,12 +63,15 @@ def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
     wanted = request.precisions or recipe.precisions
     verifying = _is_verifying(graph, request.verification, recipe.manifest.name)
     written = tuple(dict.fromkeys((*wanted, Precision.FP32))) if verifying else wanted
+    manifest = _described(recipe, opened, source, written)
     with bundle.staging(request.out, recipe.manifest.name) as staged:
         files = _write(staged, graph, written)
         files[TOKENIZER_FILE] = bundle.write_file(staged / TOKENIZER_FILE, tokenizer)
-        manifest = _described(recipe, opened, source, files, written)
+        manifest = replace(manifest, files=files)
         if verifying:
-            manifest = _verified(staged, manifest, recipe, is_published=request.source is None)
+            manifest = verify.checked(staged, manifest, recipe)
+            if request.source is None:
+                _check_published(manifest, recipe)
         manifest = _keep(staged, manifest, wanted)
         bundle.publish(staged, manifest)
     return manifest
@@ -124,7 +127,7 @@ def _read_tokenizer(opened: Checkpoint) -> bytes:
 def _is_verifying(graph: Graph, verification: Verification, name: str) -> bool:
     if verification == Verification.SKIP:
         return False
-    num_bytes = sum(constant.num_bytes for constant in graph.constants.values())
+    num_bytes = graph.num_bytes
     if verify.fits_memory(num_bytes):
         return True
     needed = f"verification needs {num_bytes * verify.FP32_MEMORY_FACTOR / 1e9:.1f} GB of free memory"
@@ -137,7 +140,7 @@ def _is_verifying(graph: Graph, verification: Verification, name: str) -> bool:
 def _write(staged: Path, graph: Graph, precisions: tuple[Precision, ...]) -> dict[str, FileRecord]:
     """Write every precision; return the records of its files."""
     graphs = {precision: quantize(graph, precision) for precision in precisions}
-    total = sum(constant.num_bytes for made in graphs.values() for constant in made.constants.values())
+    total = sum(made.num_bytes for made in graphs.values())
     files: dict[str, FileRecord] = {}
     with progress.bar(total, "bake", "B") as bar:
         for precision, made in graphs.items():
@@ -146,13 +149,9 @@ def _write(staged: Path, graph: Graph, precisions: tuple[Precision, ...]) -> dic
 
 
 def _described(
-    recipe: Recipe,
-    opened: Checkpoint,
-    source: Source,
-    files: dict[str, FileRecord],
-    precisions: tuple[Precision, ...],
+    recipe: Recipe, opened: Checkpoint, source: Source, precisions: tuple[Precision, ...]
 ) -> Manifest:
-    """Fill in what is known once the files are written."""
+    """Fill in what is known before a file is written. Raises BakeError on a wrong limit or size."""
     hashes = {path.name: sha256_of(path) for path in opened.weight_files}
     variants = tuple(
         Variant(
@@ -169,7 +168,6 @@ def _described(
         max_tokens=_max_tokens(recipe, opened, config.max_positions),
         dimensions=config.hidden_size,
         variants=variants,
-        files=files,
         versions=_versions(),
         created=int(time.time()),
     )
@@ -186,25 +184,19 @@ def _max_tokens(recipe: Recipe, opened: Checkpoint, max_positions: int) -> int:
     return min(limits)
 
 
-def _verified(staged: Path, manifest: Manifest, recipe: Recipe, *, is_published: bool) -> Manifest:
-    """Measure the variants. Raises BakeError where published weights are not those of the reference."""
-    with progress.bar(len(manifest.variants) * len(verify.texts()), "verify", "text") as bar:
-        manifest = verify.verified(staged, manifest, bar.update)
-    if recipe.reference:
-        found = verify.reference(staged, manifest, recipe.reference)
-        if found is None and is_published:
-            raise BakeError(
-                f"{manifest.name}: the weights are not the published ones that the reference vectors are of; "
-                "name them with --source if that is meant"
-            )
-        manifest = verify.with_reference(manifest, found, recipe.reference_tolerance)
-    return manifest
+def _check_published(manifest: Manifest, recipe: Recipe) -> None:
+    """Refuse a recipe's own source whose weights were not those of the recipe's reference."""
+    if recipe.reference and not any(variant.reference for variant in manifest.variants):
+        raise BakeError(
+            f"{manifest.name}: the weights are not the published ones that the reference vectors are of; "
+            "name them with --source if that is meant"
+        )
 
 
 def _keep(staged: Path, manifest: Manifest, precisions: tuple[Precision, ...]) -> Manifest:
     """Drop what was only written to compare with."""
-    dropped = tuple(name for name in manifest.files if name.partition("/")[0] in manifest.precisions)
-    dropped = tuple(name for name in dropped if name.partition("/")[0] not in precisions)
+    unwanted = set(manifest.precisions) - set(precisions)
+    dropped = [name for name in manifest.files if name.partition("/")[0] in unwanted]
     for name in dropped:
         (staged / name).unlink()
     for folder in {(staged / name).parent for name in dropped}:

@@ -124,9 +124,8 @@ def staging(out: Path, name: str) -> Iterator[Path]:
             raise BakeError(f"another bake of {name} is running in {out}") from error
         folder, replaced = _staging_folder(out, name), _replaced_folder(out, name)
         if replaced.exists() and not (out / name).exists():
-            replaced.rename(
-                out / name
-            )  # a bake was killed between the two renames of a platform without exchange
+            # A bake was killed between the two renames of a platform without exchange.
+            replaced.rename(out / name)
         _remove(replaced)
         _remove(folder)
         folder.mkdir()

@@ -20,7 +20,6 @@ from convert.graph import Constant
 from service.errors import BakeError
 
 CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.json"
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 NAME_PREFIXES = ("bert.",)

@@ -52,6 +52,11 @@ class Graph:
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
 
+    @property
+    def num_bytes(self) -> int:
+        """Return the size of the constants."""
+        return sum(constant.num_bytes for constant in self.constants.values())
+
     def input(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str]) -> str:
         """Declare a graph input; a string in the shape names a dimension that varies."""
         self.inputs.append(_value_info(name, dtype, shape))

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from convert import progress
+from convert.catalog import Recipe
 from service import host
 from service.embedding import EmbeddingModel, EmbedOptions, open_model
 from service.errors import BakeError
@@ -53,6 +55,19 @@ def fits_memory(fp32_bytes: int) -> bool:
     """Tell whether a graph with so many bytes of weights can be run in the memory that is free."""
     room = host.available_memory()
     return room is None or fp32_bytes * FP32_MEMORY_FACTOR < room
+
+
+def checked(folder: Path, manifest: Manifest, recipe: Recipe) -> Manifest:
+    """Measure every variant, compare fp32 with the recipe's reference; return the figures in the manifest.
+
+    Raises BakeError when fp32 differs from the reference by more than the recipe's tolerance.
+    """
+    with progress.bar(len(manifest.variants) * len(texts()), "verify", "text") as bar:
+        manifest = verified(folder, manifest, bar.update)
+    if recipe.reference is None:
+        return manifest
+    found = reference(folder, manifest, recipe.reference)
+    return with_reference(manifest, found, recipe.reference_tolerance)
 
 
 def verified(folder: Path, manifest: Manifest, on_text: OnText) -> Manifest:

@@ -87,10 +87,9 @@ def _error_type(status: int) -> str:
 def _answer_request_error(req: Request, resp: Response, error: RequestError, params: dict[str, Any]) -> None:
     status = STATUSES[type(error)]
     resp.status = falcon.code_to_http_status(status)
+    resp.media = schema.error_response(error.message, _error_type(status), error.param, error.code)
     if isinstance(error, LateChunkingUnsupported):
-        resp.media = schema.late_chunking_refusal(error.message)
-    else:
-        resp.media = schema.error_response(error.message, _error_type(status), error.param, error.code)
+        resp.media = schema.late_chunking_refusal(resp.media)
     if isinstance(error, ModelUnavailable) and error.code == "model_loading":
         resp.set_header("Retry-After", RETRY_SECONDS)
     req.context.fields["code"] = error.code

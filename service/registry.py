@@ -63,13 +63,11 @@ class Registry:
             if not threading.main_thread().is_alive():
                 return  # the process is ending
             try:
-                self._finish(name, loaded=self._open(folder))
-            except ProjectError as error:
-                self._finish(name, reason=str(error))
-                logs.write(logging.ERROR, "model failed to load", model=name, reason=str(error))
+                self._loaded[name] = self._open(folder)
             except Exception as error:  # noqa: BLE001  whatever a native library raises must not end the thread
-                self._finish(name, reason=f"{type(error).__name__}: {error}")
-                logs.write(logging.ERROR, "model failed to load", model=name, reason=repr(error))
+                known = isinstance(error, ProjectError)
+                self._failed[name] = str(error) if known else f"{type(error).__name__}: {error}"
+                logs.write(logging.ERROR, "model failed to load", model=name, reason=self._failed[name])
 
     def get(self, name: str) -> EmbeddingModel:
         """Return the model of a name; a hub id or another case finds the same model.
@@ -102,12 +100,6 @@ class Registry:
         if self._failed:
             return State.FAILED
         return State.READY if len(self._loaded) == len(self._folders) else State.LOADING
-
-    def _finish(self, name: str, *, loaded: Loaded | None = None, reason: str = "") -> None:
-        if loaded:
-            self._loaded[name] = loaded
-        else:
-            self._failed[name] = reason
 
     def _open(self, folder: Path) -> Loaded:
         manifest = contract.load(folder)

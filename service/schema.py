@@ -115,10 +115,9 @@ def error_response(message: str, kind: str, param: str | None, code: str) -> dic
     return {"error": {"message": message, "type": kind, "param": param, "code": code}, "detail": message}
 
 
-def late_chunking_refusal(message: str) -> dict[str, Any]:
-    """Make the one body whose `detail` is an object, literal from the specification."""
-    body = error_response(message, "invalid_request_error", "late_chunking", "late_chunking_unsupported")
-    return {**body, "detail": {"error": {"message": message, "type": "internal_error"}}}
+def late_chunking_refusal(body: dict[str, Any]) -> dict[str, Any]:
+    """Give an error body the one `detail` that is an object, literal from the specification."""
+    return {**body, "detail": {"error": {"message": body["detail"], "type": "internal_error"}}}
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,14 +17,13 @@ from falcon.testing import TestClient
 from convert import checkpoint
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
-from service import config
 from service.app import make_app
 from service.config import Settings
 from service.registry import Registry
 from service.scheduler import Scheduler
 from tests import checkpoints
+from tests.processes import GUNICORN, LOCALHOST, PROJECT, environment, free_port
 
-PROJECT = Path(__file__).parent.parent
 MODEL = "all-minilm-l6-v2"
 START_SECONDS = 60
 
@@ -87,13 +83,13 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractCon
         log = tmp_path_factory.mktemp("gunicorn") / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "service.wsgi:app", "-c", "gunicorn.conf.py"],
+                GUNICORN,
                 cwd=PROJECT,
-                env=environment(HOST="127.0.0.1", PORT=str(port), MODELS_DIR=str(models), **settings),
+                env=environment(HOST=LOCALHOST, PORT=str(port), MODELS_DIR=str(models), **settings),
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        live = Live(f"http://127.0.0.1:{port}", process, log)
+        live = Live(f"http://{LOCALHOST}:{port}", process, log)
         try:
             if wait:
                 wait_until_ready(live)
@@ -111,20 +107,6 @@ def live(tiny_models: Path, serve: Callable[..., AbstractContextManager[Live]]) 
     """A live service over the tiny bundle with the default limits."""
     with serve(tiny_models) as running:
         yield running
-
-
-def environment(**settings: str) -> dict[str, str]:
-    """Return the environment without this host's own settings of the service, with the given ones."""
-    names = {*config.VARIABLES, *config.UNSUPPORTED, "GUNICORN_CMD_ARGS"}
-    return {name: value for name, value in os.environ.items() if name not in names} | settings
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until_ready(live: Live) -> None:

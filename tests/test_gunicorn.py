@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 
 from tests.checkpoints import HIDDEN
-from tests.conftest import MODEL, PROJECT, START_SECONDS, Live, environment, free_port
+from tests.conftest import MODEL, START_SECONDS, Live
+from tests.processes import GUNICORN, PROJECT, environment, free_port
 
 ROUTE = "/v1/embeddings"
 JSON = {"Content-Type": "application/json"}
@@ -358,7 +359,7 @@ def test_idle_service_takes_no_processor_time(live: Live):
 def start(models: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a start that is expected to fail."""
     return subprocess.run(
-        [sys.executable, "-m", "gunicorn", "service.wsgi:app", "-c", "gunicorn.conf.py"],
+        GUNICORN,
         cwd=PROJECT,
         env=environment(HOST="127.0.0.1", PORT=str(free_port()), MODELS_DIR=str(models)) | settings,
         stdout=subprocess.PIPE,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +20,9 @@ from service import config
 from service.config import Settings
 from service.manifest import Precision
 from tests.bench.errors import BenchError
+from tests.processes import GUNICORN, LOCALHOST, PROJECT, environment, free_port
 
-PROJECT = Path(__file__).parents[2]
 MODEL = "all-minilm-l6-v2"
-LOCALHOST = "127.0.0.1"
-COMMAND = ("-m", "gunicorn", "service.wsgi:app", "-c", "gunicorn.conf.py")
 START_SECONDS, STOP_SECONDS, ANSWER_SECONDS = 120, 60, 600
 POLL_SECONDS = 0.1
 # The settings of the environment that a benchmark may vary; all others are fixed or left out.
@@ -55,12 +51,10 @@ class Service:
 @contextmanager
 def serve(models_dir: Path, precision: Precision) -> Iterator[Service]:
     """Run gunicorn on a free port until the block ends. Raises BenchError, with its log, where it fails."""
-    variables = environment(os.environ, models_dir, precision, _free_port())
+    variables = _settings(models_dir, precision)
     service = Service(config.from_environment(variables), precision)
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, *COMMAND], cwd=PROJECT, env=variables, stdout=log, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(GUNICORN, cwd=PROJECT, env=variables, stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait_until_ready(service, process)
             _check_precision(service)
@@ -73,28 +67,19 @@ def serve(models_dir: Path, precision: Precision) -> Iterator[Service]:
             print(f"{precision}: the service logged:\n{warnings}", file=sys.stderr)
 
 
-def environment(
-    environ: Mapping[str, str], models_dir: Path, precision: Precision, port: int
-) -> dict[str, str]:
+def _settings(models_dir: Path, precision: Precision) -> dict[str, str]:
     """Return the environment with the settings of the service replaced, but for the tunable ones."""
-    own = {*config.VARIABLES, *config.UNSUPPORTED, "GUNICORN_CMD_ARGS"} - {*TUNABLE}
-    return {name: value for name, value in environ.items() if name not in own} | {
-        "HOST": LOCALHOST,
-        "PORT": str(port),
-        "DEVICE": "cpu",
-        "WORKERS": "1",
-        "MODELS_DIR": str(models_dir.resolve()),
-        "MODELS_TO_LOAD": MODEL,
-        "PRECISION": precision,
-        "LOG_LEVEL": "warning",
-    }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOCALHOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return environment(
+        TUNABLE,
+        HOST=LOCALHOST,
+        PORT=str(free_port()),
+        DEVICE="cpu",
+        WORKERS="1",
+        MODELS_DIR=str(models_dir.resolve()),
+        MODELS_TO_LOAD=MODEL,
+        PRECISION=precision,
+        LOG_LEVEL="warning",
+    )
 
 
 def _wait_until_ready(service: Service, process: subprocess.Popen[bytes]) -> None:

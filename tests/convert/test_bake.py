@@ -23,7 +23,8 @@ from convert.catalog import RECIPES
 from service import manifest as contract
 from service.errors import BakeError
 from service.manifest import Precision
-from tests.conftest import MODEL, PROJECT
+from tests.conftest import MODEL
+from tests.processes import PROJECT
 
 RECIPE = RECIPES[MODEL]
 
