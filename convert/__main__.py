@@ -51,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="where bundles are (%(default)s)")
     parser.add_argument("--precision", type=_precisions, help=f"comma-separated: {','.join(Precision)}")
+    parser.add_argument(
+        "--task", type=_words, help="comma-separated tasks of a model with adapters; default: all of them"
+    )
     parser.add_argument("--verify", type=Verification, choices=list(Verification), default=Verification.AUTO)
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there already")
     parser.add_argument("--offline", action="store_true", help="take hub files from the local cache only")
@@ -64,6 +67,10 @@ def _precisions(value: str) -> tuple[Precision, ...]:
         raise argparse.ArgumentTypeError(f"{value!r}: choose from {', '.join(Precision)}") from None
 
 
+def _words(value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
 def _recipe(name: str) -> Recipe:
     try:
         return RECIPES[name.rpartition("/")[2].lower()]
@@ -74,12 +81,18 @@ def _recipe(name: str) -> Recipe:
 def _bake(recipe: Recipe, options: argparse.Namespace) -> None:
     name = recipe.manifest.name
     if (options.out / name / MANIFEST_FILE).exists() and not options.force:
-        print(f"{name}: {options.out / name} is there already; --force bakes it again")
-        return
+        try:
+            contract.load(options.out / name)
+        except BundleError as error:
+            print(f"{name}: baking again what is there: {error}")
+        else:
+            print(f"{name}: {options.out / name} is there already; --force bakes it again")
+            return
     request = BakeRequest(
         out=options.out,
         source=options.source,
         precisions=options.precision,
+        tasks=options.task,
         verification=options.verify,
         offline=options.offline,
     )
@@ -97,6 +110,11 @@ def _verify(recipe: Recipe, options: argparse.Namespace) -> None:
         raise BundleError(f"{name} holds no fp32 graph to compare with; bake it with --precision fp32,...")
     found = verify.checked(folder, manifest, recipe)
     _print_report(found)
+    for variant in verify.failed(found):
+        raise BundleError(
+            f"{name}: {variant.file} differs from the published reference values: these are not the "
+            "published weights, or they were baked wrongly"
+        )
     worse = [old.file for old, new in zip(manifest.variants, found.variants, strict=True)
              if old.verified and not new.verified]  # fmt: skip
     if worse:

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -71,6 +71,12 @@ class WeightsFile:
         self._file.close()
 
 
+def weights_bytes(graphs: Mapping[str, Graph]) -> int:
+    """Return the size of the weights that graphs share, each counted once."""
+    sizes = {value.key: value.num_bytes for graph in graphs.values() for value in graph.constants.values()}
+    return sum(sizes.values())
+
+
 def write_graphs(
     folder: Path, precision: Precision, graphs: dict[str, Graph], on_bytes: OnBytes
 ) -> dict[str, FileRecord]:
@@ -91,7 +97,8 @@ def write_graphs(
 
 def _initializer(weights: WeightsFile, name: str, constant: Constant, on_bytes: OnBytes) -> onnx.TensorProto:
     if constant.num_bytes <= INLINE_MAX_BYTES:
-        return numpy_helper.from_array(np.ascontiguousarray(constant.read()), name)
+        values = np.ascontiguousarray(constant.read()).reshape(constant.shape)  # a scalar would gain an axis
+        return numpy_helper.from_array(values, name)
     offset, length = weights.place(constant, on_bytes)
     data_type = helper.np_dtype_to_tensor_dtype(constant.dtype)
     tensor = onnx.TensorProto(name=name, data_type=data_type, dims=constant.shape)

@@ -1,4 +1,4 @@
-"""BERT-family graphs: post-norm layers, learned positions. Reads sizes from config.json; knows no pooling.
+"""BERT-family graphs: post-norm layers, learned or rotary positions. Knows no pooling and no task.
 
 The graph takes the unmasked attention kernel whenever no row is padded: the masked one needs memory for
 tokens x tokens per head, and both give the same numbers.
@@ -6,117 +6,97 @@ tokens x tokens per head, and both give the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 
-from convert.checkpoint import Checkpoint, Floats
+from convert.encoder_config import EncoderConfig
 from convert.graph import Constant, Graph, branch
+from convert.lora import TABLE_A, TABLE_B, WORD_TABLE
+from convert.weights import Floats, Weights
 from service.errors import BakeError
 
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
-MODEL_TYPE = "bert"
-ACTIVATIONS = ("gelu",)  # the exact (erf) form, as BiasGelu computes it
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """The sizes of a BERT-family encoder."""
-
-    num_layers: int
-    num_heads: int
-    hidden_size: int
-    norm_eps: float
-    max_positions: int
-
-    def __post_init__(self) -> None:
-        """Refuse sizes that do not fit together."""
-        if min(self.num_layers, self.num_heads, self.hidden_size, self.max_positions) < 1:
-            raise BakeError(f"config.json has a size below 1: {self}")
-        if self.hidden_size % self.num_heads:
-            raise BakeError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_heads}"
-            )
-
-
-def read_config(config: Mapping[str, object]) -> EncoderConfig:
-    """Take the sizes from a config.json. Raises BakeError on what this builder cannot represent."""
-    if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
-        raise BakeError(
-            f"model_type {config['model_type']!r} is not {MODEL_TYPE!r}: this recipe cannot read it"
-        )
-    if config.get("hidden_act") not in ACTIVATIONS:
-        raise BakeError(f"hidden_act {config.get('hidden_act')!r} is not supported (only {ACTIVATIONS})")
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise BakeError(f"position_embedding_type {config['position_embedding_type']!r} is not supported")
-    try:
-        return EncoderConfig(
-            num_layers=int(str(config["num_hidden_layers"])),
-            num_heads=int(str(config["num_attention_heads"])),
-            hidden_size=int(str(config["hidden_size"])),
-            norm_eps=float(str(config["layer_norm_eps"])),
-            max_positions=int(str(config["max_position_embeddings"])),
-        )
-    except KeyError as error:
-        raise BakeError(f"config.json lacks {error.args[0]!r}") from error
-    except ValueError as error:
-        raise BakeError(f"config.json has a size that is no number: {error}") from error
-
-
-def build(checkpoint: Checkpoint, config: EncoderConfig) -> tuple[Graph, str]:
+def build(weights: Weights, config: EncoderConfig) -> tuple[Graph, str]:
     """Build the graph from token ids to the last hidden states; return it and the name of those states.
 
     Inputs: `input_ids`, `attention_mask` (batch, tokens) int64. States: (batch, tokens, hidden) float32.
     """
-    if checkpoint.has_tensors(f"encoder.layer.{config.num_layers}."):
-        raise BakeError(f"the checkpoint has more than the {config.num_layers} layers of its config.json")
+    if weights.has_prefix(f"{config.layout.layer}.{config.num_layers}."):
+        raise BakeError(f"{weights.origin} has more than the {config.num_layers} layers of its config.json")
     graph = Graph("encoder")
     graph.input(INPUT_IDS, np.int64, ("batch", "tokens"))
     graph.input(ATTENTION_MASK, np.int64, ("batch", "tokens"))
     graph.op("Cast", "mask", [ATTENTION_MASK], {"to": 6})  # int32
     lowest = graph.op("ReduceMin", "mask.lowest", ["mask"], {"keepdims": 0})
     graph.op("Equal", "is_padded", [lowest, graph.value("zero.int32", 0, np.int32)])
-    hidden = _embeddings(graph, checkpoint, config)
+    hidden = _embeddings(graph, weights, config)
     for layer in range(config.num_layers):
-        hidden = _attention(graph, checkpoint, config, f"encoder.layer.{layer}.attention", hidden)
-        hidden = _feed_forward(graph, checkpoint, config, f"encoder.layer.{layer}", hidden)
+        name = f"{config.layout.layer}.{layer}"
+        hidden = _attention(graph, weights, config, name, hidden)
+        hidden = _feed_forward(graph, weights, config, name, hidden)
     return graph, hidden
 
 
-def _embeddings(graph: Graph, checkpoint: Checkpoint, config: EncoderConfig) -> str:
-    table = graph.constant("word_embeddings", checkpoint.constant("embeddings.word_embeddings.weight"))
-    words = graph.op("Gather", "words", [table, INPUT_IDS])
-    num_tokens = graph.op("Shape", "num_tokens", [INPUT_IDS], {"start": 1, "end": 2})
-    positions = graph.constant("position_embeddings", _positions(checkpoint))
-    begin = graph.value("begin", [0])
-    used = graph.op("Slice", "positions", [positions, begin, num_tokens])  # (tokens, hidden)
+def _embeddings(graph: Graph, weights: Weights, config: EncoderConfig) -> str:
+    """Sum word, adapter, position and type 0, then normalise."""
+    table = graph.constant("word_embeddings", weights.constant(f"{WORD_TABLE}.weight"))
+    summed = graph.op("Gather", "words", [table, INPUT_IDS])
+    if TABLE_A in weights:
+        summed = graph.op("Add", "words.adapted", [summed, _word_update(graph, weights)])
+    if config.rotary_base is None:
+        num_tokens = graph.op("Shape", "num_tokens", [INPUT_IDS], {"start": 1, "end": 2})
+        positions = graph.constant("position_embeddings", _positions(weights, config))
+        added = graph.op("Slice", "positions", [positions, graph.value("begin", [0]), num_tokens])
+    else:
+        added = graph.constant("token_type", _token_type(weights))
     return _norm(
-        graph, checkpoint, config, "embeddings.LayerNorm", graph.op("Add", "embedded", [words, used])
+        graph, weights, config, config.layout.embeddings_norm, graph.op("Add", "embedded", [summed, added])
     )
 
 
-def _positions(checkpoint: Checkpoint) -> Constant:
+def _word_update(graph: Graph, weights: Weights) -> str:
+    """Apply a word adapter to the rows looked up: the table itself stays the same for all tasks."""
+    rows = graph.constant("words.adapter.rows", weights.constant(TABLE_A))
+    narrow = graph.exact_op("Gather", "words.adapter.narrow", [rows, INPUT_IDS])  # (batch, tokens, rank)
+    columns = graph.constant("words.adapter.columns", weights.constant(TABLE_B))
+    return graph.exact_op("MatMul", "words.adapter", [narrow, columns])
+
+
+def _positions(weights: Weights, config: EncoderConfig) -> Constant:
     """Join the position table and the vector of token type 0, which every token has."""
-    names = ("embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight")
+    positions = weights["embeddings.position_embeddings.weight"]
+    types = weights["embeddings.token_type_embeddings.weight"]
+    if positions.shape[0] != config.max_positions + config.first_position:
+        raise BakeError(f"the position table has {positions.shape[0]} rows, config.json says otherwise")
 
     def read() -> Floats:
-        positions, types = (checkpoint.read(name) for name in names)
-        joined: Floats = positions + types[0]
+        joined: Floats = positions.read()[config.first_position :] + types.read()[0]
         return joined
 
-    return Constant("+".join(names), checkpoint.shape(names[0]), np.dtype(np.float32), read)
+    shape = (config.max_positions, config.hidden_size)
+    return Constant(f"{positions.key}+{types.key}", shape, np.dtype(np.float32), read)
 
 
-def _attention(graph: Graph, checkpoint: Checkpoint, config: EncoderConfig, name: str, hidden: str) -> str:
-    parts = [f"{name}.self.{part}" for part in ("query", "key", "value")]
-    weight = graph.constant(f"{name}.qkv.weight", checkpoint.joined([f"{part}.weight" for part in parts]))
-    bias = graph.constant(f"{name}.qkv.bias", checkpoint.joined([f"{part}.bias" for part in parts]))
+def _token_type(weights: Weights) -> Constant:
+    types = weights["embeddings.token_type_embeddings.weight"]
+    return Constant(f"{types.key}[0]", types.shape[1:], np.dtype(np.float32), lambda: types.read()[0])
+
+
+def _attention(graph: Graph, weights: Weights, config: EncoderConfig, layer: str, hidden: str) -> str:
+    layout, name = config.layout, f"{layer}.attention"
+    parts = [f"{layer}.{part}" for part in layout.query_key_value]
+    weight = graph.constant(f"{name}.qkv.weight", weights.joined([f"{part}.weight" for part in parts]))
+    bias = graph.constant(f"{name}.qkv.bias", weights.joined([f"{part}.bias" for part in parts]))
     projected = graph.op("MatMul", f"{name}.qkv", [hidden, weight])  # (batch, tokens, 3 * hidden)
-    query_key_value = graph.split(f"{name}.split", projected, 3)
+    if config.rotary_base is None:
+        arguments = [*graph.split(f"{name}.split", projected, 3), bias]
+    else:
+        biased = graph.op("Add", f"{name}.qkv.biased", [projected, bias])
+        query, key, value = graph.split(f"{name}.split", biased, 3)
+        arguments = [_rotated(graph, config, query), _rotated(graph, config, key), value, ""]
     heads = {"num_heads": config.num_heads}
-    arguments = [*query_key_value, bias]
     context = graph.op(
         "If",
         f"{name}.context",
@@ -126,36 +106,58 @@ def _attention(graph: Graph, checkpoint: Checkpoint, config: EncoderConfig, name
             "else_branch": branch(f"{name}.unmasked", "MultiHeadAttention", arguments, heads),
         },
     )
-    output = _linear(graph, checkpoint, f"{name}.output.dense", context)
-    return _add_norm(graph, checkpoint, config, f"{name}.output", (output, hidden))
+    output = _linear(graph, weights, f"{layer}.{layout.attention_output}", context)
+    return _add_norm(graph, weights, config, f"{layer}.{layout.attention_norm}", (output, hidden))
 
 
-def _feed_forward(graph: Graph, checkpoint: Checkpoint, config: EncoderConfig, name: str, hidden: str) -> str:
-    weight = graph.constant(
-        f"{name}.up.weight", checkpoint.constant(f"{name}.intermediate.dense.weight", transposed=True)
-    )
-    bias = graph.constant(f"{name}.up.bias", checkpoint.constant(f"{name}.intermediate.dense.bias"))
-    wide = graph.op("MatMul", f"{name}.up", [hidden, weight])  # (batch, tokens, feed_forward)
+def _rotated(graph: Graph, config: EncoderConfig, value: str) -> str:
+    """Turn (batch, tokens, hidden) by the token's position, head by head, in halves (NeoX)."""
+    tables = [graph.constant(f"rotary.{kind}", _rotary_table(config, kind)) for kind in ("cos", "sin")]
+    begin = graph.value("rotary.begin", [0])
+    attributes = {"num_heads": config.num_heads, "interleaved": 0}
+    return graph.op("RotaryEmbedding", f"{value}.rotated", [value, begin, *tables], attributes)
+
+
+def _rotary_table(config: EncoderConfig, kind: str) -> Constant:
+    """Make the (positions, head / 2) table of `cos` or `sin`, in float32 throughout as the reference does."""
+    half = config.head_size // 2
+
+    def read() -> Floats:
+        exponents = np.arange(half, dtype=np.float32) * np.float32(2 / config.head_size)
+        frequencies = 1 / np.power(np.float32(config.rotary_base or 0), exponents)
+        angles = np.arange(config.max_positions, dtype=np.float32)[:, None] * frequencies
+        values: Floats = {"cos": np.cos, "sin": np.sin}[kind](angles)
+        return values
+
+    key = f"rotary.{kind}.{config.rotary_base}"
+    return Constant(key, (config.max_positions, half), np.dtype(np.float32), read)
+
+
+def _feed_forward(graph: Graph, weights: Weights, config: EncoderConfig, layer: str, hidden: str) -> str:
+    layout, name = config.layout, f"{layer}.{config.layout.up}"
+    weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"]))
+    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias"))
+    wide = graph.op("MatMul", name, [hidden, weight])  # (batch, tokens, feed_forward)
     activated = graph.op("BiasGelu", f"{name}.gelu", [wide, bias])
-    narrow = _linear(graph, checkpoint, f"{name}.output.dense", activated)
-    return _add_norm(graph, checkpoint, config, f"{name}.output", (narrow, hidden))
+    narrow = _linear(graph, weights, f"{layer}.{layout.down}", activated)
+    return _add_norm(graph, weights, config, f"{layer}.{layout.output_norm}", (narrow, hidden))
 
 
-def _linear(graph: Graph, checkpoint: Checkpoint, name: str, value: str) -> str:
-    weight = graph.constant(f"{name}.weight", checkpoint.constant(f"{name}.weight", transposed=True))
-    bias = graph.constant(f"{name}.bias", checkpoint.constant(f"{name}.bias"))
+def _linear(graph: Graph, weights: Weights, name: str, value: str) -> str:
+    weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"]))
+    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias"))
     return graph.op("Add", f"{name}.biased", [graph.op("MatMul", name, [value, weight]), bias])
 
 
 def _add_norm(
-    graph: Graph, checkpoint: Checkpoint, config: EncoderConfig, name: str, values: tuple[str, str]
+    graph: Graph, weights: Weights, config: EncoderConfig, name: str, values: tuple[str, str]
 ) -> str:
     """Add the residual, then normalise, as two nodes: faster on the CPU than the fused operator."""
-    return _norm(graph, checkpoint, config, f"{name}.LayerNorm", graph.op("Add", f"{name}.sum", values))
+    return _norm(graph, weights, config, name, graph.op("Add", f"{name}.sum", values))
 
 
-def _norm(graph: Graph, checkpoint: Checkpoint, config: EncoderConfig, name: str, value: str) -> str:
-    scale = graph.constant(f"{name}.weight", checkpoint.constant(f"{name}.weight"))
-    bias = graph.constant(f"{name}.bias", checkpoint.constant(f"{name}.bias"))
+def _norm(graph: Graph, weights: Weights, config: EncoderConfig, name: str, value: str) -> str:
+    scale = graph.constant(f"{name}.weight", weights.constant(f"{name}.weight"))
+    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias"))
     attributes = {"axis": -1, "epsilon": config.norm_eps}
     return graph.op("LayerNormalization", name, [value, scale, bias], attributes)

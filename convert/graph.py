@@ -15,7 +15,8 @@ OPSET = 21
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 MICROSOFT_OPERATORS = frozenset(
-    {"MultiHeadAttention", "BiasGelu", "MatMulNBits", "MatMulIntegerToFloat", "GatherBlockQuantized"}
+    {"MultiHeadAttention", "RotaryEmbedding", "BiasGelu"}
+    | {"MatMulNBits", "MatMulIntegerToFloat", "GatherBlockQuantized"}
 )
 
 Array = npt.NDArray[np.generic]
@@ -51,6 +52,7 @@ class Graph:
     constants: dict[str, Constant] = field(default_factory=dict)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    exact: set[str] = field(default_factory=set)  # nodes whose weights stay as they are in every precision
 
     @property
     def num_bytes(self) -> int:
@@ -83,6 +85,11 @@ class Graph:
         """Append a node with one output that has the node's name; return it."""
         self.nodes.append(node(kind, name, inputs, [name], attributes))
         return name
+
+    def exact_op(self, kind: str, name: str, inputs: Sequence[str]) -> str:
+        """Append a node that quantization leaves alone: too small to gain anything."""
+        self.exact.add(name)
+        return self.op(kind, name, inputs)
 
     def split(self, name: str, value: str, num_parts: int) -> list[str]:
         """Append a node that cuts a value's last axis into equal parts; return their names."""

@@ -1,35 +1,112 @@
-"""What stands on top of the hidden states: from (batch, tokens, hidden) to the outputs a bundle promises."""
+"""What stands on top of the hidden states: from (batch, tokens, hidden) to the outputs a bundle promises.
+
+Sources: FlagEmbedding (sparse and ColBERT heads of bge-m3), transformers (classification head of XLM-R).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from convert.encoder import ATTENTION_MASK
 from convert.graph import Graph
+from convert.weights import Weights
 from service.manifest import Output, Pooling
 
+COLBERT, SPARSE = "colbert_linear", "sparse_linear"
+CLASSIFIER = "classifier.dense", "classifier.out_proj"
+# What an optional head needs of the checkpoint; without it the bundle lacks the output.
+OPTIONAL = {Output.COLBERT: f"{COLBERT}.weight", Output.SPARSE: f"{SPARSE}.weight"}
 
-def mean(graph: Graph, hidden: str) -> str:
-    """Append the mean of the states over the unmasked tokens; return its name, (batch, hidden)."""
+
+@dataclass(frozen=True)
+class Body:
+    """A graph up to its last hidden states, (batch, tokens, size), and the weights its heads come from."""
+
+    graph: Graph
+    weights: Weights
+    hidden: str
+    size: int
+    pooling: Pooling
+
+
+def available(outputs: Sequence[Output], weights: Weights) -> tuple[Output, ...]:
+    """Leave out the optional outputs that the checkpoint has no head for."""
+    return tuple(output for output in outputs if output not in OPTIONAL or OPTIONAL[output] in weights)
+
+
+def add_outputs(body: Body, outputs: Sequence[Output]) -> None:
+    """Append the head of every output and declare it."""
+    for output in outputs:
+        head, shape = HEADS[output]
+        body.graph.op("Identity", output, [head(body)])
+        sizes = {"size": body.size}
+        body.graph.output(output, [sizes.get(dimension, dimension) for dimension in shape])
+
+
+def _pooled(body: Body) -> str:
+    return POOLINGS[body.pooling](body)
+
+
+def _mean(body: Body) -> str:
+    """Average the states over the unmasked tokens: (batch, size)."""
+    graph = body.graph
     mask = graph.op("Cast", "pool.mask", [ATTENTION_MASK], {"to": 1})  # float32
     last_axis = graph.value("pool.last_axis", [-1])
     count = graph.op("ReduceSum", "pool.count", [mask, last_axis], {"keepdims": 1})
     shares = graph.op("Div", "pool.shares", [mask, count])  # (batch, tokens), rows sum to 1
     second_axis = graph.value("pool.second_axis", [1])
     rows = graph.op("Unsqueeze", "pool.rows", [shares, second_axis])  # (batch, 1, tokens)
-    weighted = graph.op("MatMul", "pool.weighted", [rows, hidden])  # (batch, 1, hidden)
+    weighted = graph.op("MatMul", "pool.weighted", [rows, body.hidden])  # (batch, 1, size)
     return graph.op("Squeeze", "pool.mean", [weighted, second_axis])
 
 
-POOLINGS: dict[Pooling, Callable[[Graph, str], str]] = {Pooling.MEAN: mean}
+def _first(body: Body) -> str:
+    """Take the state of the first token: (batch, size)."""
+    return body.graph.op("Gather", "pool.first", [body.hidden, body.graph.value("pool.zero", 0)], {"axis": 1})
 
 
-def add_embedding_outputs(graph: Graph, hidden: str, pooling: Pooling, size: int) -> None:
-    """Declare the outputs of an embedding model: `pooled` (not normalised) and `token_embeddings`."""
-    for source, name in (
-        (POOLINGS[pooling](graph, hidden), Output.POOLED),
-        (hidden, Output.TOKEN_EMBEDDINGS),
-    ):
-        graph.op("Identity", name, [source])
-    graph.output(Output.POOLED, ("batch", size))
-    graph.output(Output.TOKEN_EMBEDDINGS, ("batch", "tokens", size))
+def _states(body: Body) -> str:
+    return body.hidden
+
+
+def _sparse(body: Body) -> str:
+    """Weigh every token, not below zero: (batch, tokens)."""
+    weights = _linear(body, SPARSE, body.hidden)  # (batch, tokens, 1)
+    last_axis = body.graph.value("sparse.last_axis", [-1])
+    return body.graph.op(
+        "Relu", "sparse.weights", [body.graph.op("Squeeze", "sparse.flat", [weights, last_axis])]
+    )
+
+
+def _colbert(body: Body) -> str:
+    """Project every token: (batch, tokens, colbert_size)."""
+    return _linear(body, COLBERT, body.hidden)
+
+
+def _score(body: Body) -> str:
+    """Classify by the state of the first token: one logit a row, (batch,)."""
+    dense, projection = CLASSIFIER
+    activated = body.graph.op("Tanh", "classifier.tanh", [_linear(body, dense, _first(body))])
+    logits = _linear(body, projection, activated)  # (batch, 1)
+    return body.graph.op(
+        "Squeeze", "classifier.logit", [logits, body.graph.value("classifier.last_axis", [-1])]
+    )
+
+
+def _linear(body: Body, name: str, value: str) -> str:
+    """Apply a linear layer that no precision rounds: heads see few tokens or have few outputs."""
+    graph, weights = body.graph, body.weights
+    weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"]))
+    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias"))
+    return graph.op("Add", f"{name}.biased", [graph.exact_op("MatMul", name, [value, weight]), bias])
+
+
+POOLINGS: dict[Pooling, Callable[[Body], str]] = {Pooling.MEAN: _mean, Pooling.CLS: _first}
+HEADS: dict[Output, tuple[Callable[[Body], str], tuple[str, ...]]] = {
+    Output.POOLED: (_pooled, ("batch", "size")),
+    Output.TOKEN_EMBEDDINGS: (_states, ("batch", "tokens", "size")),
+    Output.SPARSE: (_sparse, ("batch", "tokens")),
+    Output.COLBERT: (_colbert, ("batch", "tokens", "colbert_size")),
+    Output.SCORES: (_score, ("batch",)),
+}

@@ -5,7 +5,9 @@ A linear layer is a MatMul whose second input is a constant; a table is a large 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +26,7 @@ UINT8_ZERO = 128
 # Scales tried per block, as shares of the one that reaches its largest value: clipping that value can
 # cost less than rounding all the others more coarsely.
 SCALE_SHARES = (1.0, 0.9975, 0.995, 0.9925, 0.99)
+VALUES_AT_ONCE = 1 << 18  # values quantized in one step: bounds the memory and fits the cache
 SMALLEST_SCALE = 1e-30  # keeps an all-zero row or column from dividing by zero
 
 Bytes = npt.NDArray[np.uint8]
@@ -61,6 +64,8 @@ def quantize(graph: Graph, precision: Precision) -> Graph:
 def _rewrite_for(
     graph: Graph, node: onnx.NodeProto, precision: Precision
 ) -> tuple[Rewrite | None, Constant | None]:
+    if node.name in graph.exact:
+        return None, None
     if node.op_type == "MatMul" and node.input[1] in graph.constants:
         return LINEAR_SCHEMES[precision], graph.constants[node.input[1]]
     if node.op_type == "Gather" and node.input[0] in graph.constants:
@@ -200,6 +205,21 @@ def quantize_blocks(rows: Floats) -> tuple[Bytes, Floats]:
     Each block takes, of a few scales, the one with the least squared error. The last block is filled up:
     values (rows, blocks * BLOCK_SIZE), scales (rows, blocks).
     """
+    num_blocks = -(-rows.shape[1] // BLOCK_SIZE)
+    values = np.empty((len(rows), num_blocks * BLOCK_SIZE), dtype=np.uint8)
+    scales = np.empty((len(rows), num_blocks), dtype=np.float32)
+    step = max(1, VALUES_AT_ONCE // values.shape[1])
+
+    def fill(begin: int) -> None:
+        part = slice(begin, begin + step)
+        values[part], scales[part] = _best_blocks(rows[part])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, range(0, len(rows), step)))
+    return values, scales
+
+
+def _best_blocks(rows: Floats) -> tuple[Bytes, Floats]:
     padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK_SIZE)))
     blocks = padded.reshape(len(rows), -1, BLOCK_SIZE)
     widest = np.abs(blocks).max(axis=2) / INT8_MAX

@@ -6,42 +6,31 @@ The figures go into the manifest. Nothing here changes a graph.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from convert import progress
+from convert import progress, quality, reference, running
 from convert.catalog import Recipe
+from convert.quality import FLOORS, RANK_FLOORS
 from service import host
-from service.embedding import EmbeddingModel, EmbedOptions, open_model
 from service.errors import BakeError
-from service.manifest import Manifest, Output, Precision, Quality, Reference, Speed, Variant
-from service.scheduler import Scheduler
-from service.session import SessionSettings, pad
+from service.manifest import Kind, Manifest, Precision, Speed, Variant
 
-DATA = Path(__file__).parent / "data"
-TEXTS_FILE = DATA / "sentences.jsonl"
-REFERENCE_FOLDER = DATA / "reference"
-FLOORS = {"mean_cosine": 0.998, "top10_overlap": 0.96}  # a quantized precision below one is not verified
-NUM_NEIGHBOURS = 10
-BATCH_TOKENS = 1024
-SPEED_ROWS, SPEED_TOKENS, SPEED_RUNS = 8, 128, 7
+TEXTS_FILE = Path(__file__).parent / "data" / "sentences.jsonl"
 FP32_MEMORY_FACTOR = 1.5  # of the weights' size: they are prepacked, and states come on top
 
 Floats = npt.NDArray[np.float32]
-OnText = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Measured:
     """What one variant computed, and how fast it was."""
 
-    vectors: Floats
+    answers: Floats
     speed: Speed
 
 
@@ -58,141 +47,87 @@ def fits_memory(fp32_bytes: int) -> bool:
 
 
 def checked(folder: Path, manifest: Manifest, recipe: Recipe) -> Manifest:
-    """Measure every variant, compare fp32 with the recipe's reference; return the figures in the manifest.
-
-    Raises BakeError when fp32 differs from the reference by more than the recipe's tolerance.
-    """
+    """Measure every variant, compare fp32 with the recipe's reference; return the figures in the manifest."""
     with progress.bar(len(manifest.variants) * len(texts()), "verify", "text") as bar:
         manifest = verified(folder, manifest, bar.update)
-    if recipe.reference is None:
-        return manifest
-    found = reference(folder, manifest, recipe.reference)
-    return with_reference(manifest, found, recipe.reference_tolerance)
-
-
-def verified(folder: Path, manifest: Manifest, on_text: OnText) -> Manifest:
-    """Run every variant of a bundle, fp32 among them; return the manifest with the figures filled in."""
-    measured = {
-        variant.precision: measure(folder, manifest, variant, on_text) for variant in manifest.variants
-    }
-    exact = measured[Precision.FP32].vectors
     variants = tuple(
-        _with_figures(variant, measured[variant.precision], exact) for variant in manifest.variants
+        replace(variant, reference=reference.compared(folder, manifest, recipe, variant))
+        for variant in manifest.variants
     )
     return replace(manifest, variants=variants)
 
 
-def measure(folder: Path, manifest: Manifest, variant: Variant, on_text: OnText) -> Measured:
-    """Open a variant, embed the built-in texts with it and time it."""
-    model = _open(folder, manifest, variant.precision)
-    vectors = _embed(model, texts(), on_text)
-    return Measured(vectors, _speed(model))
+def verified(folder: Path, manifest: Manifest, on_text: running.OnText) -> Manifest:
+    """Run every variant of a bundle, fp32 among them; return the manifest with the figures filled in."""
+    exact: dict[str | None, Floats] = {}
+    variants = []
+    for variant in sorted(manifest.variants, key=lambda variant: variant.precision != Precision.FP32):
+        measured = measure(folder, manifest, variant, on_text)
+        exact.setdefault(variant.task, measured.answers)
+        variants.append(_with_figures(manifest.kind, variant, measured, exact[variant.task]))
+    order = [variant.file for variant in manifest.variants]
+    return replace(manifest, variants=tuple(sorted(variants, key=lambda variant: order.index(variant.file))))
 
 
-def quality(vectors: Floats, exact: Floats) -> Quality:
-    """Compare unit vectors with those of fp32: cosines, and how many of the nearest neighbours stay."""
-    cosines = np.einsum("nd,nd->n", vectors.astype(np.float64), exact.astype(np.float64))
-    shared = [
-        len(ours & theirs) for ours, theirs in zip(_neighbours(vectors), _neighbours(exact), strict=True)
-    ]
-    count = min(NUM_NEIGHBOURS, len(exact) - 1)
-    return Quality(
-        mean_cosine=round(float(cosines.mean()), 6),
-        worst_cosine=round(float(cosines.min()), 6),
-        top10_overlap=round(float(np.mean(shared)) / count, 6),
-        num_texts=len(exact),
-    )
+def measure(folder: Path, manifest: Manifest, variant: Variant, on_text: running.OnText) -> Measured:
+    """Open a variant, run it on the built-in texts and time it."""
+    model = running.open_variant(folder, manifest, variant)
+    return Measured(running.answers(model, variant, texts(), on_text), running.speed(model, variant, texts()))
 
 
-def reference(folder: Path, manifest: Manifest, file: str) -> Reference | None:
-    """Compare fp32 with vectors of the reference implementation; None where those are of other weights."""
-    content: dict[str, Any] = json.loads((REFERENCE_FOLDER / file).read_text(encoding="utf-8"))
-    if content["weights_sha256"] not in manifest.source.sha256.values():
-        return None
-    model = _open(folder, manifest, Precision.FP32)
-    expected = np.array([case["vector"] for case in content["cases"]], dtype=np.float64)
-    computed = _embed(model, [case["text"] for case in content["cases"]], lambda count: None)
-    return Reference(
-        worst_cosine=float(np.einsum("nd,nd->n", computed, expected).min()),
-        max_abs_difference=float(np.abs(computed - expected).max()),
-        num_texts=len(expected),
-    )
-
-
-def with_reference(manifest: Manifest, found: Reference | None, tolerance: float) -> Manifest:
-    """Record the comparison on the fp32 variants. Raises BakeError when it is worse than the tolerance."""
-    if found is not None and found.max_abs_difference > tolerance:
+def refuse_failed(manifest: Manifest) -> None:
+    """Raise BakeError where an fp32 graph differs from its reference by more than the tolerance."""
+    for variant in failed(manifest):
+        assert variant.reference
         raise BakeError(
-            f"{manifest.name}: fp32 differs from the reference implementation by "
-            f"{found.max_abs_difference:.1e} (tolerance {tolerance:.0e}, "
-            f"worst cosine {found.worst_cosine:.6f})"
+            f"{manifest.name}{_of_task(variant)}: fp32 differs from the reference implementation by "
+            f"{variant.reference.max_abs_difference:.1e} (worst cosine {variant.reference.worst_cosine:.6f})"
         )
-    variants = (
-        replace(variant, reference=found) if variant.precision == Precision.FP32 else variant
-        for variant in manifest.variants
-    )
-    return replace(manifest, variants=tuple(variants))
+
+
+def failed(manifest: Manifest) -> list[Variant]:
+    """List the variants that differ from their reference."""
+    return [variant for variant in manifest.variants if variant.reference and not variant.reference.passed]
 
 
 def report(manifest: Manifest) -> Iterable[str]:
     """Describe every variant in a line."""
     for variant in manifest.variants:
-        parts = [f"{manifest.name} {variant.precision}:", "verified" if variant.verified else "NOT VERIFIED"]
-        if variant.quality and variant.precision != Precision.FP32:
-            figures = variant.quality
-            parts.append(
-                f"against fp32 mean cosine {figures.mean_cosine:.5f}, worst {figures.worst_cosine:.5f}, "
-                f"top-10 overlap {figures.top10_overlap:.4f} over {figures.num_texts} texts;"
-            )
-        if variant.reference:
-            parts.append(f"against the reference max difference {variant.reference.max_abs_difference:.1e};")
-        if variant.speed:
-            speed = variant.speed
-            parts.append(f"{speed.tokens_per_second:.0f} tokens/s at 8x128 on {speed.instruction_set}")
-        yield " ".join(parts)
+        state = "verified" if variant.verified else "NOT VERIFIED"
+        parts = [f"{manifest.name}{_of_task(variant)} {variant.precision}: {state}", *_figures(variant)]
+        yield "; ".join(parts)
 
 
-def _open(folder: Path, manifest: Manifest, precision: Precision) -> EmbeddingModel:
-    settings = SessionSettings(num_threads=host.num_usable_cores())
-    return open_model(folder, manifest, precision, settings, Scheduler(BATCH_TOKENS))
+def _figures(variant: Variant) -> Iterable[str]:
+    if variant.quality and variant.precision != Precision.FP32:
+        figures = variant.quality
+        yield (
+            f"against fp32 mean cosine {figures.mean_cosine:.5f}, worst {figures.worst_cosine:.5f}, "
+            f"top-10 overlap {figures.top10_overlap:.4f} over {figures.num_texts} texts"
+        )
+    if variant.rank_quality and variant.precision != Precision.FP32:
+        ranks = variant.rank_quality
+        yield (
+            f"against fp32 rank correlation {ranks.rank_correlation:.5f}, "
+            f"worst score error {ranks.worst_score_error:.4f} over {ranks.num_pairs} pairs"
+        )
+    if variant.reference:
+        verdict = "PASS" if variant.reference.passed else "FAIL"
+        yield f"against the reference {verdict}, max difference {variant.reference.max_abs_difference:.1e}"
+    if variant.speed:
+        yield f"{variant.speed.tokens_per_second:.0f} tokens/s at 8x128 on {variant.speed.instruction_set}"
 
 
-def _embed(model: EmbeddingModel, inputs: list[str], on_text: OnText) -> Floats:
-    """Embed one text at a time, cut to the limit: what a batch does must not matter here."""
-    rows = []
-    for text in inputs:
-        rows.append(model.embed([text], EmbedOptions(truncate=True)).vectors[0])
-        on_text(1)
-    return np.stack(rows)
+def _of_task(variant: Variant) -> str:
+    return f" {variant.task}" if variant.task else ""
 
 
-def _speed(model: EmbeddingModel) -> Speed:
-    """Time the best of a few runs of full rows of real tokens: what else the host does only adds time."""
-    limit = model.manifest.max_tokens
-    tokens = np.concatenate([tokens.ids for tokens in model.tokenizer.encode(texts(), limit)])
-    num_tokens = min(SPEED_TOKENS, limit)
-    inputs = pad(list(np.resize(tokens, (SPEED_ROWS, num_tokens))))
-    seconds = []
-    for _ in range(SPEED_RUNS):
-        begin = time.perf_counter()
-        model.session.run(inputs, [Output.POOLED])
-        seconds.append(time.perf_counter() - begin)
-    return Speed(
-        tokens_per_second=round(SPEED_ROWS * num_tokens / min(seconds), 1),
-        instruction_set=host.instruction_set(),
-        num_threads=host.num_usable_cores(),
-    )
-
-
-def _with_figures(variant: Variant, measured: Measured, exact: Floats) -> Variant:
-    found = quality(measured.vectors, exact)
-    passed = all(getattr(found, name) >= floor for name, floor in FLOORS.items())
-    is_verified = variant.precision == Precision.FP32 or passed
-    return replace(variant, quality=found, speed=measured.speed, verified=is_verified)
-
-
-def _neighbours(vectors: Floats) -> list[set[int]]:
-    similarities = vectors @ vectors.T
-    np.fill_diagonal(similarities, -np.inf)
-    count = min(NUM_NEIGHBOURS, len(vectors) - 1)
-    return [set(row[:count].tolist()) for row in np.argsort(-similarities, axis=1, kind="stable")]
+def _with_figures(kind: Kind, variant: Variant, measured: Measured, exact: Floats) -> Variant:
+    variant = replace(variant, speed=measured.speed)
+    is_exact = variant.precision == Precision.FP32
+    if kind == Kind.RERANKER:
+        ranks = quality.of_scores(measured.answers, exact)
+        is_good = is_exact or quality.is_above(RANK_FLOORS, ranks)
+        return replace(variant, rank_quality=ranks, verified=is_good)
+    found = quality.of_vectors(measured.answers, exact)
+    return replace(variant, quality=found, verified=is_exact or quality.is_above(FLOORS, found))

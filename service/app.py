@@ -24,7 +24,7 @@ from service.errors import (
 )
 from service.middleware import RequestLog
 from service.registry import Registry
-from service.resources import RETRY_SECONDS, Embeddings, Health, Models, Root
+from service.resources import RETRY_SECONDS, Embeddings, Health, Models, Rerank, Root
 from service.scheduler import Scheduler
 
 STATUSES: dict[type[RequestError], int] = {
@@ -57,6 +57,7 @@ def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[typ
     health = Health(registry)
     app.add_route("/", Root(registry, _version()))
     app.add_route("/v1/embeddings", Embeddings(registry, settings.max_body_bytes, settings.max_inputs))
+    app.add_route("/v1/rerank", Rerank(registry, settings.max_body_bytes, settings.max_inputs))
     app.add_route("/v1/models", Models(registry))
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")

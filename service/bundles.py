@@ -6,16 +6,45 @@ which native thread pools do not survive: no onnxruntime and no tokenizers here 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service import manifest as contract
 from service.config import Settings
-from service.errors import BundleError, ConfigError
-from service.manifest import MANIFEST_FILE, Precision
+from service.errors import BundleError, ConfigError, UnknownTask
+from service.manifest import MANIFEST_FILE, Manifest, Precision
 
 
-def find_bundles(settings: Settings) -> dict[str, Path]:
-    """Return the folders of the bundles to serve, by model id. Raises ConfigError naming the remedy."""
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle to serve, and the tasks to which it is limited; none: not limited."""
+
+    folder: Path
+    tasks: tuple[str, ...] = ()
+
+    def load(self) -> Manifest:
+        """Read the manifest, reduced to the tasks wanted. Raises BundleError."""
+        manifest = contract.load(self.folder)
+        if not self.tasks:
+            return manifest
+        unknown = [task for task in self.tasks if task not in manifest.task_names]
+        if unknown:
+            known = ", ".join(manifest.task_names) or "none"
+            raise UnknownTask(
+                f"MODELS_TO_LOAD names {', '.join(unknown)}, neither a bundle nor a task of {manifest.name} "
+                f"(its tasks: {known})"
+            )
+        is_default_kept = manifest.default_task in self.tasks
+        return replace(
+            manifest,
+            tasks=tuple(task for task in manifest.tasks if task.name in self.tasks),
+            default_task=manifest.default_task if is_default_kept else None,
+        )
+
+
+def find_bundles(settings: Settings) -> dict[str, Bundle]:
+    """Return the bundles to serve, by model id. Raises ConfigError naming the remedy."""
     directory = settings.models_dir
     folders = sorted(directory.iterdir()) if directory.is_dir() else []
     found = {
@@ -28,27 +57,50 @@ def find_bundles(settings: Settings) -> dict[str, Path]:
             f"no bundle in {directory} (MODELS_DIR); bake one: "
             f"python -m convert all-minilm-l6-v2 --out {directory}"
         )
-    missing = [name for name in settings.models_to_load if name not in found]
+    wanted = _wanted(settings.models_to_load, found) or dict.fromkeys(found, ())
+    missing = [name for name in wanted if name not in found]
     if missing:
         raise ConfigError(
             f"MODELS_TO_LOAD names {', '.join(missing)}, but {directory} holds {', '.join(found)}; "
             f"bake: python -m convert {' '.join(missing)} --out {directory}"
         )
-    return {name: found[name] for name in settings.models_to_load or found}
+    return {name: Bundle(found[name], tasks) for name, tasks in wanted.items()}
 
 
 def check_start(settings: Settings) -> None:
-    """Refuse a start that could serve nothing: no bundle, or a PRECISION that no bundle holds.
+    """Refuse a start that is wrong: no bundle, an unknown task, or a PRECISION that no bundle holds.
 
     Raises ConfigError. Broken bundles are let pass: they are reported while the others serve.
     """
     baked: set[Precision] = set()
-    for folder in find_bundles(settings).values():
+    for bundle in find_bundles(settings).values():
         try:
-            baked.update(contract.load(folder).precisions)
+            baked.update(bundle.load().precisions)
+        except UnknownTask as error:
+            raise ConfigError(str(error)) from error
         except BundleError:
             continue
     if settings.precision is not None and baked and settings.precision not in baked:
         raise ConfigError(
             f"PRECISION is {settings.precision}, but the bundles hold only {', '.join(sorted(baked))}"
         )
+
+
+def _wanted(words: Sequence[str], found: Mapping[str, Path]) -> dict[str, tuple[str, ...]]:
+    """Sort the words of MODELS_TO_LOAD into models and their tasks.
+
+    A word after `model:task` is another task of it, unless it is a bundle's name.
+    """
+    wanted: dict[str, tuple[str, ...]] = {}
+    limited = ""  # the model whose tasks are being listed
+    for word in words:
+        model, colon, task = word.partition(":")
+        if colon:
+            limited = model
+            wanted[model] = (*wanted.get(model, ()), task)
+        elif limited and word not in found:
+            wanted[limited] = (*wanted[limited], word)
+        else:
+            limited = ""
+            wanted[word] = ()
+    return {model: tuple(dict.fromkeys(tasks)) for model, tasks in wanted.items()}

@@ -52,7 +52,7 @@ class Settings:
     host: str = "0.0.0.0"  # bind address
     port: int = 8080
     models_dir: Path = Path("onnx_models")  # where bundles are
-    models_to_load: tuple[str, ...] = ()  # model ids; empty: all bundles found
+    models_to_load: tuple[str, ...] = ()  # model ids, tasks after `model:`; empty: all bundles found
     device: Device = Device.AUTO
     precision: Precision | None = None  # None: chosen per model
     intra_op_threads: int = 1  # threads of one session
@@ -139,21 +139,24 @@ def _flag(name: str, value: str) -> bool:
     return value == "1"
 
 
-def _model_ids(name: str, value: str) -> tuple[str, ...] | None:
+def _models(name: str, value: str) -> tuple[str, ...] | None:
+    """Split `model`, `model:task,task`: which words are tasks is for those to say who know the bundles."""
     if value.lower() == "all":
         return None
-    ids = tuple(dict.fromkeys(part.strip().lower() for part in value.split(",") if part.strip()))
-    tasks = [model_id for model_id in ids if ":" in model_id]
-    if tasks or not ids:
-        raise ConfigError(f"{name} is {value!r}, must be 'all' or a comma-separated list of model ids")
-    return ids
+    words = tuple(part.strip().lower() for part in value.split(",") if part.strip())
+    if not words or any(not part for word in words for part in word.split(":")):
+        raise ConfigError(
+            f"{name} is {value!r}, must be 'all' or a comma-separated list of model ids, with tasks after "
+            "a colon where not all of them are wanted: model:task,task"
+        )
+    return words
 
 
 VARIABLES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "HOST": ("host", _text),
     "PORT": ("port", _integer(1, 65535)),
     "MODELS_DIR": ("models_dir", _path),
-    "MODELS_TO_LOAD": ("models_to_load", _model_ids),
+    "MODELS_TO_LOAD": ("models_to_load", _models),
     "DEVICE": ("device", _device),
     "PRECISION": ("precision", _precision),
     "INTRA_OP_THREADS": ("intra_op_threads", _integer_or_auto(1024)),

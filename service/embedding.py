@@ -1,48 +1,39 @@
-"""One embedding model: texts to unit vectors. Knows tokens, sessions and pooling, nothing of HTTP."""
+"""One embedding model: texts to unit vectors. Knows tokens, graphs and pooling, nothing of HTTP."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from service import pooling, tokenization
-from service.errors import InvalidRequest, LateChunkingUnsupported, ModelOutputInvalid
-from service.manifest import TOKENIZER_FILE, Manifest, Output, Precision
+from service import late_chunking, options, pooling, tokenization
+from service.errors import InvalidRequest, ModelOutputInvalid
+from service.graphs import Graphs
+from service.late_chunking import Document
+from service.manifest import TOKENIZER_FILE, Manifest, Output, Task
+from service.options import EmbedOptions
+from service.pooling import SpanMeans, SparseVector
 from service.scheduler import Scheduler
-from service.session import Session, SessionSettings
 from service.tokenization import Tokenizer
 
-# Graphs that round activations to 8 bits at run time. Attention over padded rows differs in the last bit from
-# attention without padding; one rounding that tips over tips others, and with its neighbours the answer for a
-# text would move by as much as 8 bits cost at all (cosine 0.998). Unpadded runs are equal to the last bit.
-ROUNDS_ACTIVATIONS = frozenset({Precision.INT8, Precision.INT8_BLOCK})
 WARM_UP_TEXTS = ("warm-up", "a somewhat longer warm-up text")  # of two lengths, so that one is padded
+# Tokens of one request for ColBERT vectors: each is answered with a vector, some 20 kB as JSON.
+MAX_COLBERT_TOKENS = 32_768
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedOptions:
-    """What a request asks of a model beside its inputs."""
-
-    task: str | None = None
-    dimensions: int | None = None
-    truncate: bool = False
-    late_chunking: bool = False
-    return_multivector: bool = False
-
-
-@dataclass(frozen=True)
 class Embeddings:
-    """Unit vectors (n, dimensions) in input order, and the tokens they are billed for."""
+    """Unit vectors (n, dimensions) in input order, the tokens billed, and what else was asked for."""
 
     vectors: Floats
     num_tokens: int
+    sparse: list[SparseVector] | None = None
+    colbert: list[Floats] | None = None  # for each input (its tokens but the first, size), rows of length 1
 
 
 @dataclass(frozen=True)
@@ -51,55 +42,76 @@ class EmbeddingModel:
 
     manifest: Manifest
     tokenizer: Tokenizer
-    session: Session
+    graphs: Graphs
     scheduler: Scheduler
+    unweighted_ids: frozenset[int]  # never part of a sparse vector
 
-    def embed(self, texts: Sequence[str], options: EmbedOptions) -> Embeddings:
+    def embed(self, texts: Sequence[str], asked: EmbedOptions) -> Embeddings:
         """Embed texts, at least one.
 
-        Raises InvalidRequest for what this model cannot do, ModelOutputInvalid for NaN and infinity.
+        Raises InvalidRequest for what this model cannot do, ModelUnavailable when a task's graph is broken,
+        ModelOutputInvalid for NaN and infinity.
         """
-        dimensions = self._checked_dimensions(options)
-        sequences = self._checked_tokens(texts, truncate=options.truncate)
-        pooled = np.stack(self.scheduler.submit(self.session, sequences, Output.POOLED))
-        if not np.isfinite(pooled).all():
-            raise ModelOutputInvalid(self.manifest.name)
-        return Embeddings(pooling.unit(pooled, dimensions), sum(len(ids) for ids in sequences))
+        options.check(self.manifest, asked)
+        if asked.late_chunking:
+            return self.embed_document(late_chunking.document(texts), asked)
+        dimensions = options.dimensions_of(self.manifest, asked)
+        task = options.task_of(self.manifest, asked)
+        sequences = self._checked_tokens(texts, task, truncate=asked.truncate)
+        if asked.return_colbert:
+            _check_colbert_size(sum(map(len, sequences)))
+        outputs = [Output.POOLED]
+        outputs += [output for field, output in options.OUTPUTS.items() if getattr(asked, field)]
+        rows = self._run(sequences, task, outputs)
+        computed = dict(zip(outputs, zip(*rows, strict=True), strict=True))
+        return Embeddings(
+            vectors=pooling.unit(np.stack(computed[Output.POOLED]), dimensions),
+            num_tokens=self._num_billed(texts, sequences, task),
+            sparse=self._sparse(sequences, computed.get(Output.SPARSE)),
+            colbert=_colbert(computed.get(Output.COLBERT)),
+        )
+
+    def embed_document(self, whole: Document, asked: EmbedOptions) -> Embeddings:
+        """Embed the chunks of a document, each from states that have seen all of its window.
+
+        Raises InvalidRequest for a chunk without a token, otherwise as `embed`.
+        """
+        dimensions = options.dimensions_of(self.manifest, asked)
+        task = options.task_of(self.manifest, asked)
+        prefix = task.prefix if task else ""
+        located = self.tokenizer.locate(prefix + whole.text)
+        plan = late_chunking.plan(whole, located, len(prefix), self.manifest.max_tokens)
+        means = SpanMeans(plan.num_chunks, self.manifest.dimensions)
+        for window in plan.windows:  # one after the other: the states of a window need 32 MB and more
+            ((states,),) = self._run([window.ids], task, [Output.TOKEN_EMBEDDINGS])
+            means.add(states, window.chunks)
+        (tokens,) = self.tokenizer.encode([whole.text], self.manifest.max_tokens)
+        return Embeddings(vectors=pooling.unit(means.means(), dimensions), num_tokens=len(tokens.ids))
 
     def warm_up(self) -> None:
-        """Run both ways through the graph once. Raises ModelOutputInvalid when the answer is not finite."""
-        self.embed(WARM_UP_TEXTS, EmbedOptions(truncate=True))
+        """Run both ways through every open graph. Raises ModelOutputInvalid when an answer is not finite."""
+        for task in self.graphs.open_tasks():
+            self.embed(WARM_UP_TEXTS, EmbedOptions(task=task, truncate=True))
 
-    def _checked_dimensions(self, options: EmbedOptions) -> int:
-        """Check what is asked for against what the model can do; return the size of the answer."""
-        name = self.manifest.name
-        if options.late_chunking:
-            raise LateChunkingUnsupported(f"Model {name} does not support late_chunking.")
-        if options.return_multivector:
-            raise InvalidRequest(
-                f"Model {name} has no multi-vectors; leave return_multivector out.",
-                param="return_multivector",
-                code="unsupported_option",
-            )
-        if options.task is not None:
-            raise InvalidRequest(
-                f"Model {name} has no tasks; leave 'task' out.", param="task", code="unknown_task"
-            )
-        size = self.manifest.dimensions
-        wanted = size if options.dimensions is None else options.dimensions
-        if wanted != size and not (self.manifest.truncatable and 1 <= wanted <= size):
-            allowed = f"from 1 to {size}" if self.manifest.truncatable else f"{size}, its own size,"
-            raise InvalidRequest(
-                f"'dimensions' is {wanted}; model {name} takes only {allowed}.",
-                param="dimensions",
-                code="invalid_dimensions",
-            )
-        return wanted
+    def _run(
+        self, sequences: Sequence[Ids], task: Task | None, outputs: Sequence[Output]
+    ) -> list[tuple[Floats, ...]]:
+        """Compute outputs, those with a token axis cut to the text's own tokens."""
+        session = self.graphs.session(task.name if task else None)
+        rows = [
+            tuple(value[: len(ids)] if output in PER_TOKEN else value
+                  for output, value in zip(outputs, row, strict=True))
+            for ids, row in zip(sequences, self.scheduler.submit(session, sequences, outputs), strict=True)
+        ]  # fmt: skip
+        if not all(np.isfinite(value).all() for row in rows for value in row):
+            raise ModelOutputInvalid(self.manifest.name)
+        return rows
 
-    def _checked_tokens(self, texts: Sequence[str], *, truncate: bool) -> list[Ids]:
+    def _checked_tokens(self, texts: Sequence[str], task: Task | None, *, truncate: bool) -> list[Ids]:
         """Tokenize; refuse inputs without tokens and, unless `truncate`, those over the limit."""
         limit = self.manifest.max_tokens
-        encoded = self.tokenizer.encode(texts, limit)
+        prefix = task.prefix if task else ""
+        encoded = self.tokenizer.encode([prefix + text for text in texts], limit)
         for index, tokens in enumerate(encoded):
             if not tokens.num_tokens:
                 raise InvalidRequest(
@@ -107,20 +119,53 @@ class EmbeddingModel:
                 )
             if tokens.num_tokens > limit and not truncate:
                 count = f"{'' if tokens.is_whole else 'at least '}{tokens.num_tokens}"
+                with_prefix = " with the prefix of its task" if prefix else ""
                 raise InvalidRequest(
-                    f"input[{index}] has {count} tokens, more than the {limit} that {self.manifest.name} "
-                    "takes. Send 'truncate': true to cut it off, or split it.",
+                    f"input[{index}] has {count} tokens{with_prefix}, more than the {limit} that "
+                    f"{self.manifest.name} takes. Send 'truncate': true to cut it off, or split it.",
                     param=f"input[{index}]",
                     code="input_too_long",
                 )
         return [tokens.ids for tokens in encoded]
 
+    def _num_billed(self, texts: Sequence[str], sequences: Sequence[Ids], task: Task | None) -> int:
+        """Count the tokens of the texts alone, without a prefix."""
+        if task and task.prefix:
+            sequences = [tokens.ids for tokens in self.tokenizer.encode(texts, self.manifest.max_tokens)]
+        return sum(map(len, sequences))
 
-def open_model(
-    folder: Path, manifest: Manifest, precision: Precision, settings: SessionSettings, scheduler: Scheduler
-) -> EmbeddingModel:
-    """Open a bundle's tokenizer and graph. Raises BundleError when either is broken."""
-    variant = next(variant for variant in manifest.variants if variant.precision == precision)
-    tokenizer = tokenization.load(folder / TOKENIZER_FILE)
-    session = Session(folder / variant.file, replace(settings, may_pad=precision not in ROUNDS_ACTIVATIONS))
-    return EmbeddingModel(manifest, tokenizer, session, scheduler)
+    def _sparse(
+        self, sequences: Sequence[Ids], weights: Sequence[Floats] | None
+    ) -> list[SparseVector] | None:
+        if weights is None:
+            return None
+        return [
+            pooling.sparse(ids, row, self.unweighted_ids) for ids, row in zip(sequences, weights, strict=True)
+        ]
+
+
+PER_TOKEN = frozenset({Output.TOKEN_EMBEDDINGS, Output.SPARSE, Output.COLBERT})
+
+
+def open_model(graphs: Graphs, scheduler: Scheduler) -> EmbeddingModel:
+    """Open a bundle's tokenizer around its graphs. Raises BundleError when it is broken."""
+    tokenizer = tokenization.load(graphs.folder / TOKENIZER_FILE)
+    unweighted = tokenizer.ids_of(graphs.manifest.unweighted_tokens)
+    return EmbeddingModel(graphs.manifest, tokenizer, graphs, scheduler, unweighted)
+
+
+def _colbert(projected: Sequence[Floats] | None) -> list[Floats] | None:
+    """Drop the first token's vector and scale the others to length 1."""
+    if projected is None:
+        return None
+    return [pooling.unit(row[1:], row.shape[1]) for row in projected]
+
+
+def _check_colbert_size(num_tokens: int) -> None:
+    if num_tokens > MAX_COLBERT_TOKENS:
+        raise InvalidRequest(
+            f"return_colbert gives a vector for each token; these inputs have {num_tokens} tokens, more than "
+            f"{MAX_COLBERT_TOKENS}. Send fewer inputs at a time.",
+            param="return_colbert",
+            code="too_many_tokens",
+        )

@@ -3,6 +3,7 @@
 ProjectError
 ├── ConfigError            a setting is wrong: the start stops
 ├── BundleError            a bundle is missing, broken or too new
+│   └── UnknownTask        a setting names a task that the bundle does not have
 ├── BakeError              a checkpoint cannot be baked
 └── RequestError           one request cannot be answered; has param and code
     ├── InvalidRequest     the request itself is wrong
@@ -27,6 +28,10 @@ class ConfigError(ProjectError):
 
 class BundleError(ProjectError):
     """A bundle cannot be opened; the message says why."""
+
+
+class UnknownTask(BundleError):
+    """A setting names a task that the bundle does not have; the message names both."""
 
 
 class BakeError(ProjectError):

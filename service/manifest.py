@@ -14,9 +14,10 @@ import msgspec
 
 from service.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
+BASE_TASK = "none"  # a variant of the weights without any adapter: to compare with references, never served
 HASH_BLOCK = 1 << 20  # bytes read at a time when hashing
 
 
@@ -32,6 +33,7 @@ class Kind(StrEnum):
     """What a model answers with, spelled as `/v1/models` spells it."""
 
     EMBEDDING = "embedding"
+    RERANKER = "reranker"
 
 
 class Output(StrEnum):
@@ -39,12 +41,16 @@ class Output(StrEnum):
 
     POOLED = "pooled"  # (batch, dimensions), not normalised
     TOKEN_EMBEDDINGS = "token_embeddings"  # (batch, tokens, dimensions)
+    SPARSE = "sparse"  # (batch, tokens), a weight for each token
+    COLBERT = "colbert"  # (batch, tokens, a size of its own), not normalised
+    SCORES = "scores"  # (batch,), logits
 
 
 class Pooling(StrEnum):
     """How token states become one vector."""
 
     MEAN = "mean"
+    CLS = "cls"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +83,41 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The fp32 variant against vectors of the reference implementation."""
+    """The fp32 variant against vectors, or states, of the reference implementation."""
 
     worst_cosine: float
     max_abs_difference: float
     num_texts: int
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankQuality:
+    """A reranker's variant against fp32: rank correlation within a query (mean), largest error of a score."""
+
+    rank_correlation: float
+    worst_score_error: float
+    num_pairs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task of an embedding model and the text it puts before every input."""
+
+    name: str
+    prefix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One graph: a task at a precision. `task` is None where the model has no tasks."""
+    """One graph: a task at a precision. A `task` of None serves every task, and requests without one."""
 
     precision: Precision
     file: str
     task: str | None = None
     verified: bool = False
     quality: Quality | None = None
+    rank_quality: RankQuality | None = None
     speed: Speed | None = None
     reference: Reference | None = None
 
@@ -118,6 +143,12 @@ class Manifest:
     max_tokens: int = 0
     dimensions: int = 0
     truncatable: bool = False  # trained for shorter vectors: any `dimensions` up to its own
+    outputs: tuple[Output, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    default_task: str | None = None  # of requests that name none
+    late_chunking: bool = False
+    late_chunking_refusal: str = "Model {model} does not support late_chunking."
+    unweighted_tokens: tuple[str, ...] = ()  # never part of a sparse vector
     variants: tuple[Variant, ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -129,6 +160,11 @@ class Manifest:
         for name in ("max_tokens", "dimensions", "created"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """List the names of the tasks."""
+        return tuple(task.name for task in self.tasks)
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -161,8 +197,10 @@ def load(folder: Path) -> Manifest:
         raise BundleError(f"{path} is not a valid manifest: {error}") from error
     if manifest.name != folder.resolve().name and manifest.name != folder.name:
         raise BundleError(f"{path} is of model {manifest.name!r}: the folder must have the model's name")
-    if not manifest.variants or not manifest.dimensions or not manifest.max_tokens:
-        raise BundleError(f"{path} is incomplete (variants, dimensions or max_tokens missing): bake it again")
+    needed = ("variants", "outputs", "dimensions", "max_tokens")
+    missing = [name for name in needed if not getattr(manifest, name)]
+    if missing:
+        raise BundleError(f"{path} is incomplete ({', '.join(missing)} missing): bake it again")
     unlisted = {TOKENIZER_FILE, *(variant.file for variant in manifest.variants)} - set(manifest.files)
     if unlisted:
         raise BundleError(f"{path} lists no size and hash of {', '.join(sorted(unlisted))}: bake it again")

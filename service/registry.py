@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
-from service import host, logs
+from service import embedding, host, logs, reranking
 from service import manifest as contract
-from service.bundles import find_bundles
+from service.bundles import Bundle, find_bundles
 from service.config import Settings
-from service.embedding import EmbeddingModel, open_model
-from service.errors import ModelNotFound, ModelUnavailable, ProjectError
+from service.embedding import EmbeddingModel
+from service.errors import InvalidRequest, ModelNotFound, ModelUnavailable, ProjectError
+from service.graphs import Graphs
+from service.manifest import Kind, Manifest
+from service.reranking import Reranker
 from service.scheduler import Scheduler
 from service.selection import Choice, choose
 from service.session import SessionSettings
 
+Model = EmbeddingModel | Reranker
+
 MAX_ECHO = 100  # characters of a caller's own text that an error repeats
+ROUTES = {Kind.EMBEDDING: "/v1/embeddings", Kind.RERANKER: "/v1/rerank"}  # where a kind of model answers
+OPENERS: dict[Kind, Callable[[Graphs, Scheduler], Model]] = {
+    Kind.EMBEDDING: embedding.open_model,
+    Kind.RERANKER: reranking.open_model,
+}
 
 
 class State(StrEnum):
@@ -33,7 +43,7 @@ class State(StrEnum):
 class Loaded:
     """A model that serves and the precision chosen for it."""
 
-    model: EmbeddingModel
+    model: Model
     choice: Choice
 
 
@@ -44,7 +54,7 @@ class Registry:
         """Find the bundles. Raises ConfigError when there is nothing to serve."""
         self._settings = settings
         self._scheduler = scheduler
-        self._folders = find_bundles(settings)
+        self._bundles = find_bundles(settings)
         self._loaded: dict[str, Loaded] = {}
         self._failed: dict[str, str] = {}
 
@@ -59,17 +69,31 @@ class Registry:
 
     def load(self) -> None:
         """Load every bundle; a broken one is remembered with its reason and does not stop the others."""
-        for name, folder in self._folders.items():
+        for name, bundle in self._bundles.items():
             if not threading.main_thread().is_alive():
                 return  # the process is ending
             try:
-                self._loaded[name] = self._open(folder)
+                self._loaded[name] = self._open(bundle)
             except Exception as error:  # noqa: BLE001  whatever a native library raises must not end the thread
                 known = isinstance(error, ProjectError)
                 self._failed[name] = str(error) if known else f"{type(error).__name__}: {error}"
                 logs.write(logging.ERROR, "model failed to load", model=name, reason=self._failed[name])
 
-    def get(self, name: str) -> EmbeddingModel:
+    def embedding(self, name: str) -> EmbeddingModel:
+        """Return an embedding model, as `get`. Raises InvalidRequest for a model of another kind."""
+        model = self.get(name)
+        if not isinstance(model, EmbeddingModel):
+            raise _wrong_kind(model)
+        return model
+
+    def reranker(self, name: str) -> Reranker:
+        """Return a reranker, as `get`. Raises InvalidRequest for a model of another kind."""
+        model = self.get(name)
+        if not isinstance(model, Reranker):
+            raise _wrong_kind(model)
+        return model
+
+    def get(self, name: str) -> Model:
         """Return the model of a name; a hub id or another case finds the same model.
 
         Raises ModelNotFound, or ModelUnavailable while it is loading or after it has failed.
@@ -82,7 +106,7 @@ class Registry:
             raise ModelUnavailable(
                 f"Model {short} failed to load: {self._failed[short]}", code="model_failed"
             )
-        if short in self._folders:
+        if short in self._bundles:
             raise ModelUnavailable(f"Model {short} is still loading; try again soon.", code="model_loading")
         known = ", ".join(self._loaded) or "none yet"
         raise ModelNotFound(f"Model {name[:MAX_ECHO]!r} not found. Loaded models: {known}.")
@@ -99,15 +123,17 @@ class Registry:
         """Return failed if any bundle failed, else loading until all are ready."""
         if self._failed:
             return State.FAILED
-        return State.READY if len(self._loaded) == len(self._folders) else State.LOADING
+        return State.READY if len(self._loaded) == len(self._bundles) else State.LOADING
 
-    def _open(self, folder: Path) -> Loaded:
-        manifest = contract.load(folder)
+    def _open(self, bundle: Bundle) -> Loaded:
+        manifest = bundle.load()
         if self._settings.verify_hashes:
-            contract.check_hashes(folder, manifest)
+            contract.check_hashes(bundle.folder, manifest)
         choice = choose(manifest, self._settings.precision, host.instruction_set())
         session_settings = SessionSettings(num_threads=self._settings.intra_op_threads)
-        model = open_model(folder, manifest, choice.precision, session_settings, self._scheduler)
+        graphs = Graphs(bundle.folder, manifest, choice.precision, session_settings)
+        graphs.open(_first_tasks(manifest, bundle))
+        model = OPENERS[manifest.kind](graphs, self._scheduler)
         model.warm_up()
         logs.write(
             logging.INFO,
@@ -120,3 +146,20 @@ class Registry:
             threads=session_settings.num_threads,
         )
         return Loaded(model, choice)
+
+
+def _first_tasks(manifest: Manifest, bundle: Bundle) -> Sequence[str | None]:
+    """Return the tasks to open at start: those a setting names, else the default one; the others wait."""
+    if any(variant.task is None for variant in manifest.variants):
+        return (None,)
+    return bundle.tasks or (manifest.default_task or manifest.variants[0].task,)
+
+
+def _wrong_kind(model: Model) -> InvalidRequest:
+    name, kind = model.manifest.name, model.manifest.kind
+    article = "an" if kind == Kind.EMBEDDING else "a"
+    return InvalidRequest(
+        f"Model {name} is {article} {kind} model: send it to {ROUTES[kind]}.",
+        param="model",
+        code="wrong_model_type",
+    )

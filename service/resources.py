@@ -23,12 +23,30 @@ class Embeddings:
     def on_post(self, req: Request, resp: Response) -> None:
         """Embed the inputs."""
         asked = schema.parse_embeddings(bodies.read(req, self.max_body_bytes), self.max_inputs)
-        model = self.registry.get(asked.model)
+        model = self.registry.embedding(asked.model)
         req.context.fields = {"model": model.manifest.name, "inputs": len(asked.texts)}
         computed = model.embed(asked.texts, asked.options)
         req.context.fields["tokens"] = computed.num_tokens
         encoded = encoding.encode(computed.vectors, asked.embedding_type)
-        resp.media = schema.embeddings_response(model.manifest.name, encoded, computed.num_tokens)
+        resp.media = schema.embeddings_response(model.manifest.name, encoded, computed)
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """POST /v1/rerank."""
+
+    registry: Registry
+    max_body_bytes: int
+    max_inputs: int
+
+    def on_post(self, req: Request, resp: Response) -> None:
+        """Rank the documents."""
+        asked = schema.parse_rerank(bodies.read(req, self.max_body_bytes), self.max_inputs)
+        model = self.registry.reranker(asked.model)
+        req.context.fields = {"model": model.manifest.name, "documents": len(asked.documents)}
+        ranking = model.rank(asked.query, asked.documents, asked.top_n)
+        req.context.fields["tokens"] = ranking.num_tokens
+        resp.media = schema.rerank_response(model.manifest.name, asked, ranking)
 
 
 @dataclass(frozen=True)
@@ -100,5 +118,12 @@ class Root:
             "name": "jina-onnx-server",
             "version": self.version,
             "models": [loaded.model.manifest.name for loaded in self.registry.loaded()],
-            "routes": ["POST /v1/embeddings", "GET /v1/models", "GET /healthz", "GET /readyz", "GET /livez"],
+            "routes": [
+                "POST /v1/embeddings",
+                "POST /v1/rerank",
+                "GET /v1/models",
+                "GET /healthz",
+                "GET /readyz",
+                "GET /livez",
+            ],
         }

@@ -29,16 +29,21 @@ class Scheduler:
         self._locks: weakref.WeakKeyDictionary[Session, threading.Lock] = weakref.WeakKeyDictionary()
         self._locks_guard = threading.Lock()
 
-    def submit(self, session: Session, sequences: Sequence[Ids], output: str) -> list[Floats]:
-        """Compute one output for every sequence of token ids; return its rows in the order given."""
-        rows: list[Floats] = [np.empty(0, dtype=np.float32)] * len(sequences)
+    def submit(
+        self, session: Session, sequences: Sequence[Ids], outputs: Sequence[str]
+    ) -> list[tuple[Floats, ...]]:
+        """Compute outputs for every sequence of token ids; return its rows of them in the order given.
+
+        The row of an output that has a token axis is as long as the longest sequence of its run.
+        """
+        rows: list[tuple[Floats, ...]] = [()] * len(sequences)
         lengths = [len(ids) for ids in sequences]
         groups = plan(lengths, self._max_batch_tokens, may_pad=session.may_pad)
         with self._lock_of(session):
             for group in groups:
-                (computed,) = session.run(pad([sequences[index] for index in group]), [output])
-                for index, row in zip(group, computed, strict=True):
-                    rows[index] = row
+                computed = session.run(pad([sequences[index] for index in group]), outputs)
+                for index, *row in zip(group, *computed, strict=True):
+                    rows[index] = tuple(row)
         return rows
 
     def _lock_of(self, session: Session) -> threading.Lock:

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import orjson
 
-from service.embedding import EmbedOptions
+from service.embedding import Embeddings
 from service.encoding import EmbeddingType, Encoded
 from service.errors import InvalidRequest
-from service.manifest import Manifest
+from service.manifest import Kind, Manifest
+from service.options import EmbedOptions
+from service.parsing import Aliases, parse
+from service.reranking import Ranking
 from service.selection import Choice
 
 # What other clients call the same field.
-ALIASES: dict[str, tuple[str, ...]] = {
+EMBEDDINGS_ALIASES: Aliases = {
     "input": ("content", "texts"),
     "task": ("task_type",),
     "dimensions": ("output_dimension", "output_dimensionality"),
     "truncate": ("truncation",),
     "embedding_type": ("encoding_type", "encoding_format", "embedding_types"),
 }
+RERANK_ALIASES: Aliases = {"top_n": ("top_k",)}
 INPUT_FORMS = "a string, a list of strings, or objects with a 'text'"
+DOCUMENT_FORMS = "a list of strings, or objects with a 'text'"
+DEFAULT_RERANKER = "jina-reranker-v3"
 UNSIGNED_BINARY = "ubinary"
-ERROR_PATH = re.compile(r" - at `\$(?P<path>[^`]*)`$")
-MISSING_FIELD = re.compile(r"missing required field `(?P<field>\w+)`")
+EMPTY_CODES = {"input": "empty_input", "documents": "empty_documents"}
 
 
 class TextItem(msgspec.Struct):
@@ -47,7 +50,29 @@ class EmbeddingsBody(msgspec.Struct):
     late_chunking: bool | None = None
     truncate: bool | None = None
     return_multivector: bool | None = None
+    return_sparse: bool | None = None  # bge-m3
+    return_colbert: bool | None = None  # bge-m3
     normalized: bool | None = None  # accepted, ignored: vectors are always of length 1
+
+
+class RerankBody(msgspec.Struct):
+    """The body of POST /v1/rerank. Texts that are too long are always cut."""
+
+    query: str
+    documents: list[str | TextItem]
+    model: str = DEFAULT_RERANKER
+    top_n: int | None = None
+    return_documents: bool = True
+
+
+class RerankRequest(msgspec.Struct, frozen=True):
+    """A checked request: a query that is not blank, at least one document."""
+
+    model: str
+    query: str
+    documents: list[str]
+    top_n: int | None
+    return_documents: bool
 
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True):
@@ -61,13 +86,10 @@ class EmbeddingsRequest(msgspec.Struct, frozen=True):
 
 def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
     """Parse the body of an embeddings request. Raises InvalidRequest that names the field."""
-    try:
-        parsed = msgspec.convert(_with_plain_names(_json_object(body)), EmbeddingsBody)
-    except msgspec.ValidationError as error:
-        raise _translated(str(error)) from error
+    parsed = parse(body, EmbeddingsBody, EMBEDDINGS_ALIASES, {"input": INPUT_FORMS})
     return EmbeddingsRequest(
         model=parsed.model,
-        texts=_texts(parsed.input, max_inputs),
+        texts=_texts("input", parsed.input, max_inputs),
         embedding_type=_embedding_type(parsed.embedding_type),
         options=EmbedOptions(
             task=parsed.task,
@@ -75,21 +97,55 @@ def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
             truncate=bool(parsed.truncate),
             late_chunking=bool(parsed.late_chunking),
             return_multivector=bool(parsed.return_multivector),
+            return_sparse=bool(parsed.return_sparse),
+            return_colbert=bool(parsed.return_colbert),
         ),
     )
 
 
-def embeddings_response(model: str, encoded: list[Encoded], num_tokens: int) -> dict[str, Any]:
+def parse_rerank(body: bytes, max_inputs: int) -> RerankRequest:
+    """Parse the body of a rerank request. Raises InvalidRequest that names the field."""
+    parsed = parse(body, RerankBody, RERANK_ALIASES, {"documents": DOCUMENT_FORMS})
+    if not parsed.query.strip():
+        raise InvalidRequest("'query' is empty; send a text.", param="query", code="empty_query")
+    if parsed.top_n is not None and parsed.top_n < 1:
+        raise InvalidRequest(
+            f"'top_n' is {parsed.top_n}; it must be 1 or more, or left out for all documents.",
+            param="top_n",
+            code="invalid_top_n",
+        )
+    return RerankRequest(
+        model=parsed.model,
+        query=parsed.query,
+        documents=_texts("documents", parsed.documents, max_inputs),
+        top_n=parsed.top_n,
+        return_documents=parsed.return_documents,
+    )
+
+
+def embeddings_response(model: str, encoded: list[Encoded], computed: Embeddings) -> dict[str, Any]:
     """Make the body of the answer."""
-    return {
-        "object": "list",
-        "model": model,
-        "data": [
-            {"object": "embedding", "index": index, "embedding": embedding}
-            for index, embedding in enumerate(encoded)
-        ],
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
-    }
+    items: list[dict[str, Any]] = [
+        {"object": "embedding", "index": index, "embedding": embedding}
+        for index, embedding in enumerate(encoded)
+    ]
+    for item, sparse in zip(items, computed.sparse or (), strict=False):
+        item["sparse_embedding"] = {"indices": sparse.indices, "values": sparse.values}
+    for item, colbert in zip(items, computed.colbert or (), strict=False):
+        item["colbert_embedding"] = colbert
+    return {"object": "list", "model": model, "data": items, "usage": _usage(computed.num_tokens)}
+
+
+def rerank_response(model: str, asked: RerankRequest, ranking: Ranking) -> dict[str, Any]:
+    """Make the body of the answer, best document first; documents as they were sent, never cut."""
+    results: list[dict[str, Any]] = [
+        {"index": index, "relevance_score": score}
+        for index, score in zip(ranking.order, ranking.scores, strict=True)
+    ]
+    if asked.return_documents:
+        for result in results:
+            result["document"] = {"text": asked.documents[result["index"]]}
+    return {"model": model, "object": "list", "results": results, "usage": _usage(ranking.num_tokens)}
 
 
 def model_response(manifest: Manifest, choice: Choice) -> dict[str, Any]:
@@ -101,9 +157,9 @@ def model_response(manifest: Manifest, choice: Choice) -> dict[str, Any]:
         "owned_by": manifest.owned_by,
         "type": manifest.kind,
         "max_tokens": manifest.max_tokens,
-        "dimensions": manifest.dimensions,
+        "dimensions": manifest.dimensions if manifest.kind == Kind.EMBEDDING else None,
         "supports_multimodal": False,
-        "tasks": None,
+        "tasks": list(manifest.task_names) or None,
         "device": "cpu",
         "precision": choice.precision,
         "verified": choice.verified,
@@ -120,59 +176,20 @@ def late_chunking_refusal(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "detail": {"error": {"message": body["detail"], "type": "internal_error"}}}
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from error
-    if not isinstance(content, dict):
-        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
-    return content
+def _usage(num_tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
 
 
-def _with_plain_names(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop null fields and give aliases their plain names; one that contradicts its field is refused."""
-    present = {name: value for name, value in content.items() if value is not None}
-    for field, aliases in ALIASES.items():
-        for alias in aliases:
-            if alias not in present:
-                continue
-            value = present.pop(alias)
-            known = present.setdefault(field, value)
-            if type(known) is not type(value) or known != value:
-                raise InvalidRequest(
-                    f"'{alias}' is another name of '{field}' and has another value; send one of them.",
-                    param=alias,
-                    code="conflicting_fields",
-                )
-    return present
-
-
-def _translated(message: str) -> InvalidRequest:
-    """Turn a validation message with its JSON path into an error that names the field."""
-    found = ERROR_PATH.search(message)
-    path = found["path"].lstrip(".") if found else ""
-    reason = ERROR_PATH.sub("", message)
-    missing = MISSING_FIELD.search(reason)
-    param = ".".join(part for part in (path, missing["field"] if missing else "") if part)
-    remedy = f"; 'input' must be {INPUT_FORMS}" if param.startswith("input") else ""
-    if missing:
-        return InvalidRequest(f"'{param}' is missing{remedy}.", param=param, code="missing_field")
-    return InvalidRequest(
-        f"'{param}' has the wrong type: {reason}{remedy}.", param=param or None, code="wrong_type"
-    )
-
-
-def _texts(given: str | TextItem | list[str | TextItem], max_inputs: int) -> list[str]:
-    items = given if isinstance(given, list) else [given]
+def _texts(field: str, given: str | TextItem | Sequence[str | TextItem], max_inputs: int) -> list[str]:
+    items = [given] if isinstance(given, str | TextItem) else given
     if not items:
         raise InvalidRequest(
-            f"'input' is empty; send at least one text: {INPUT_FORMS}.", param="input", code="empty_input"
+            f"'{field}' is empty; send at least one text.", param=field, code=EMPTY_CODES[field]
         )
     if len(items) > max_inputs:
         raise InvalidRequest(
-            f"'input' has {len(items)} items, more than {max_inputs} (MAX_INPUTS); send several requests.",
-            param="input",
+            f"'{field}' has {len(items)} items, more than {max_inputs} (MAX_INPUTS); send several requests.",
+            param=field,
             code="too_many_inputs",
         )
     return [item if isinstance(item, str) else item.text for item in items]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Encoding
 from tokenizers import Tokenizer as NativeTokenizer
 
 from service.errors import BundleError
@@ -33,11 +34,30 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Located:
+    """The token ids of a whole text with special tokens, and where each token ends in it, in characters."""
+
+    ids: Ids
+    ends: Ids
+    is_special: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Template:
+    """The special tokens before, between and after two texts, or around one (`between` is empty)."""
+
+    opening: Ids
+    between: Ids
+    closing: Ids
+
+
+@dataclass(frozen=True)
 class Tokenizer:
     """A loaded tokenizer. Truncation and padding that its file may carry are off."""
 
     native: NativeTokenizer
-    num_closing_tokens: int  # special tokens after the text, kept by truncation
+    single: Template
+    pair: Template
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[Tokens]:
         """Return each text's first tokens, `max_tokens` at most, the closing special tokens among them.
@@ -58,6 +78,24 @@ class Tokenizer:
             ]
         return tokens
 
+    def locate(self, text: str) -> Located:
+        """Tokenize a whole text, however long, and say where its tokens are."""
+        # NOTE: the fast call leaves offsets out, the call for one text does not let other threads run.
+        (encoding,) = self.native.encode_batch([text])
+        ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
+        return Located(
+            np.array(encoding.ids, dtype=np.int64), ends, np.array(encoding.special_tokens_mask, dtype=bool)
+        )
+
+    def bare(self, ids: Ids) -> Ids:
+        """Take the special tokens off that `encode` has put around a text."""
+        return ids[len(self.single.opening) : len(ids) - len(self.single.closing)]
+
+    def ids_of(self, tokens: Sequence[str]) -> frozenset[int]:
+        """Return the ids of those tokens that the vocabulary has."""
+        found = (self.native.token_to_id(token) for token in tokens)
+        return frozenset(token_id for token_id in found if token_id is not None)
+
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
         # NOTE: the batch call lets other threads run, the call for a single text does not (tokenizers 0.23).
         return [np.array(encoding.ids, dtype=np.int64) for encoding in self.native.encode_batch_fast(texts)]
@@ -77,7 +115,7 @@ class Tokenizer:
         """Cut the text on the right, before its closing special tokens."""
         if len(ids) <= max_tokens:
             return Tokens(ids, len(ids), is_whole)
-        closing = ids[len(ids) - self.num_closing_tokens :]
+        closing = self.single.closing
         kept = np.concatenate([ids[: max_tokens - len(closing)], closing])
         return Tokens(kept, len(ids), is_whole)
 
@@ -90,9 +128,16 @@ def load(path: Path) -> Tokenizer:
         raise BundleError(f"{path} cannot be read as a tokenizer: {error}") from error
     native.no_truncation()
     native.no_padding()
-    mask = native.encode("a").special_tokens_mask
-    num_closing = next((count for count, flag in enumerate(reversed(mask)) if not flag), 0)
-    return Tokenizer(native, num_closing)
+    return Tokenizer(native, _template(native.encode("a")), _template(native.encode("a", "a")))
+
+
+def _template(encoding: Encoding) -> Template:
+    """Read the special tokens off an encoding of one or two texts."""
+    ids = np.array(encoding.ids, dtype=np.int64)
+    is_text = ~np.array(encoding.special_tokens_mask, dtype=bool)
+    first, last = (np.flatnonzero(is_text)[[0, -1]]) if is_text.any() else (len(ids), len(ids))
+    between = ids[first : last + 1][~is_text[first : last + 1]]
+    return Template(ids[:first], between, ids[last + 1 :])
 
 
 def _prefix(text: str, num_characters: int) -> str:

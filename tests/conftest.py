@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,11 +22,14 @@ from service.app import make_app
 from service.config import Settings
 from service.registry import Registry
 from service.scheduler import Scheduler
-from tests import checkpoints
+from tests import checkpoints, golden
 from tests.processes import GUNICORN, LOCALHOST, PROJECT, environment, free_port
 
 MODEL = "all-minilm-l6-v2"
 START_SECONDS = 60
+GOLDEN_CHECKPOINTS = (
+    "jina-embeddings-v3", "jina-embeddings-v3-hf", "bge-m3", "bge-m3-bin", "bge-reranker-v2-m3",
+)  # fmt: skip
 
 
 @dataclass
@@ -62,6 +66,50 @@ def real_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("real_models")
     bake(RECIPES[MODEL], BakeRequest(out=out, verification=Verification.REQUIRE))
     return out
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the golden checkpoints of the XLM-R family."""
+    if not golden.is_there():
+        pytest.skip(golden.MISSING)
+    out = tmp_path_factory.mktemp("golden")
+    golden.make_checkpoints(out, *GOLDEN_CHECKPOINTS)
+    return out
+
+
+@pytest.fixture(scope="session")
+def golden_models(golden_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with the golden checkpoints, baked in fp32 by the command; v3 with its base weights."""
+    out = tmp_path_factory.mktemp("golden_models")
+    for source in ("jina-embeddings-v3", "bge-m3-bin", "bge-reranker-v2-m3"):
+        bake_golden(golden_checkpoints / source, out)
+    return out
+
+
+def bake_golden(source: Path, out: Path) -> None:
+    """Bake a golden checkpoint in fp32 as a user would."""
+    model = source.name.removesuffix("-bin").removesuffix("-hf")
+    tasks = (*RECIPES[model].manifest.task_names, "none") if RECIPES[model].has_adapters else ()
+    options = ["--precision", "fp32", "--verify", "skip", *(["--task", ",".join(tasks)] if tasks else [])]
+    command = [sys.executable, "-m", "convert", model, "--source", str(source), "--out", str(out), *options]
+    subprocess.run(command, cwd=PROJECT, check=True)
+
+
+@pytest.fixture(scope="session")
+def golden_registry(golden_models: Path) -> Registry:
+    """The golden models, loaded."""
+    settings = Settings(models_dir=golden_models)
+    registry = Registry(settings, Scheduler(settings.max_batch_tokens))
+    registry.load()
+    assert not registry.failed()
+    return registry
+
+
+@pytest.fixture(scope="session")
+def golden_client(golden_registry: Registry) -> TestClient:
+    """A client of the whole application over the golden models."""
+    return TestClient(make_app(Settings(), golden_registry))
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,11 @@ import pytest
 from falcon.testing import Result, TestClient
 from tokenizers import Tokenizer
 
+from service import manifest as contract
 from service.app import make_app
 from service.bundles import check_start
 from service.config import Settings
+from service.graphs import Graphs
 from service.logs import LOGGER_NAME, JsonFormatter
 from service.registry import Registry
 from service.scheduler import Scheduler
@@ -450,7 +452,7 @@ def test_wrong_method(client: TestClient, method: str, path: str):
     assert "POST" in answer.headers["allow"]
 
 
-@pytest.mark.parametrize("path", ["/nope", "/v1", "/v1/rerank", "/v1/embeddings/x"])
+@pytest.mark.parametrize("path", ["/nope", "/v1", "/v1/rerankers", "/v1/embeddings/x"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_unknown_route(client: TestClient, method: str, path: str):
     assert_error(client.simulate_request(method, path), 404, None, "route_not_found")
@@ -620,7 +622,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest-type": (lambda bundle: edit_manifest(bundle, dimensions="wide"), "dimensions"),
     "manifest-negative": (lambda bundle: edit_manifest(bundle, max_tokens=-1), "max_tokens"),
     "manifest-other-name": (lambda bundle: edit_manifest(bundle, name="other"), "other"),
-    "newer-format": (lambda bundle: edit_manifest(bundle, format_version=2), "format_version 2"),
+    "newer-format": (
+        lambda bundle: edit_manifest(bundle, format_version=contract.FORMAT_VERSION + 1),
+        "format_version",
+    ),
     "no-variants": (lambda bundle: edit_manifest(bundle, variants=[]), "variants"),
     "weights-cut": (lambda bundle: cut(bundle / "fp32/weights.data"), "fp32/weights.data"),
     "graph-missing": (lambda bundle: (bundle / "fp32/model.onnx").unlink(), "fp32/model.onnx"),
@@ -681,8 +686,7 @@ def test_values_that_are_not_finite_are_withheld(
     tiny_models: Path, monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord], number: float
 ):
     client, registry = service(tiny_models)
-    model = dataclasses.replace(registry.get(MODEL), session=ConstantSession(number))  # type: ignore[arg-type]
-    monkeypatch.setattr(registry, "get", lambda name: model)
+    monkeypatch.setattr(Graphs, "session", lambda graphs, task: ConstantSession(number))
     assert_error(post(client, request()), 500, None, "model_output_not_finite")
     assert lines[-1].levelname == "ERROR"
 

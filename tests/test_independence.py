@@ -10,8 +10,10 @@ import pytest
 
 from convert import verify
 from service import manifest as contract
-from service.embedding import EmbedOptions, open_model
+from service.embedding import open_model
+from service.graphs import Graphs
 from service.manifest import Precision
+from service.options import EmbedOptions
 from service.scheduler import Scheduler
 from service.session import SessionSettings
 from tests.conftest import MODEL
@@ -23,8 +25,8 @@ LOWEST_COSINE = {Precision.FP32: 0.999999, Precision.INT8_BLOCK: 0.99999, Precis
 @pytest.mark.parametrize("precision", Precision)
 def test_alone_and_in_random_batches(real_models: Path, precision: Precision) -> None:
     folder = real_models / MODEL
-    settings = SessionSettings(num_threads=2)
-    model = open_model(folder, contract.load(folder), precision, settings, Scheduler(2048))
+    graphs = Graphs(folder, contract.load(folder), precision, SessionSettings(num_threads=2))
+    model = open_model(graphs, Scheduler(2048))
     options = EmbedOptions(truncate=True)
     draw = random.Random(5)
     texts = [text for text in verify.texts() if len(text) < 200]

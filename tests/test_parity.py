@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.verify import REFERENCE_FOLDER
+from convert import reference
 from tests.conftest import MODEL, Live
 
-CASES = json.loads((REFERENCE_FOLDER / f"{MODEL}.json").read_text(encoding="utf-8"))["cases"]
+CASES = json.loads((reference.FOLDER / f"{MODEL}.json").read_text(encoding="utf-8"))["cases"]
 
 
 @pytest.fixture(scope="module")

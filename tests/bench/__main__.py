@@ -19,7 +19,7 @@ from convert.__main__ import main as convert
 from service import config, host
 from service.errors import ProjectError
 from service.manifest import MANIFEST_FILE, Precision
-from tests.bench import bulk, retrieval, single, texts
+from tests.bench import bulk, encoders, full_size, retrieval, single, texts
 from tests.bench.errors import BenchError
 from tests.bench.server import MODEL, TUNABLE, Service, serve
 from tests.bench.texts import Texts
@@ -27,6 +27,9 @@ from tests.bench.texts import Texts
 DEFAULT_MODELS_DIR = Path("onnx_models")
 DEFAULT_XQUAD = Path("../shared/data/retrieval/xquad")
 DEFAULT_RUNS, DEFAULT_SECONDS = 5, 8.0
+DEFAULT_ENCODERS = (encoders.Model.JINA_V3, encoders.Model.BGE_M3, encoders.Model.BGE_RERANKER)
+DEFAULT_ENCODER_PRECISIONS = (Precision.FP32, Precision.INT8)
+DEFAULT_SIZES, DEFAULT_TASKS = "1x32,8x128,1x2048,1x8000", "text-matching"
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -37,6 +40,7 @@ class Part(StrEnum):
     RETRIEVAL = "retrieval"
     BULK = "bulk"
     SINGLE = "single"
+    ENCODERS = "encoders"  # of full size: minutes and gigabytes, only if asked for
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _print_lines(_host_facts())
-        _bake_if_absent(options.models_dir)
-        _measure(options, texts.load(options.xquad))
+        if any(part in MEASUREMENTS for part in options.only):
+            _bake_if_absent(options.models_dir)
+            _measure(options, texts.load(options.xquad))
+        if Part.ENCODERS in options.only:
+            _measure_encoders(options)
     except (BenchError, ProjectError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -88,21 +95,31 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tests.bench",
         description=f"Measure {MODEL} through a real gunicorn. {', '.join(TUNABLE)} may be set to vary it.",
     )
-    parser.add_argument("--only", type=_several(Part), default=tuple(Part), metavar=",".join(Part))
-    parser.add_argument(
-        "--precision", type=_several(Precision), default=tuple(Precision), metavar=",".join(Precision)
-    )
-    parser.add_argument(
-        "--models-dir", type=Path, default=DEFAULT_MODELS_DIR, help="where bundles are (%(default)s)"
-    )
-    parser.add_argument("--xquad", type=Path, default=DEFAULT_XQUAD, help="the retrieval set (%(default)s)")
-    parser.add_argument(
-        "--runs", type=_positive(int), default=DEFAULT_RUNS, help="pairs of bulk runs (%(default)s)"
-    )
-    parser.add_argument(
-        "--seconds", type=_positive(float), default=DEFAULT_SECONDS, help="length of a run (%(default)s)"
-    )
+    add = parser.add_argument
+    add("--only", type=_several(Part), default=tuple(MEASUREMENTS), metavar=",".join(Part))
+    add("--precision", type=_several(Precision), metavar=",".join(Precision), help="all; encoders: fp32,int8")
+    add("--models-dir", type=Path, default=DEFAULT_MODELS_DIR, help="where bundles are (%(default)s)")
+    add("--xquad", type=Path, default=DEFAULT_XQUAD, help="the retrieval set (%(default)s)")
+    add("--runs", type=_positive(int), default=DEFAULT_RUNS, help="runs of bulk and encoders (%(default)s)")
+    add("--seconds", type=_positive(float), default=DEFAULT_SECONDS, help="length of a run (%(default)s)")
+    _add_encoder_options(parser.add_argument_group(Part.ENCODERS))
     return parser
+
+
+def _add_encoder_options(group: argparse._ArgumentGroup) -> None:
+    add, models = group.add_argument, _several(encoders.Model)
+    add("--encoder-models", type=models, default=DEFAULT_ENCODERS, metavar=",".join(encoders.Model))
+    add("--sizes", type=_sizes, default=DEFAULT_SIZES, help="texts x tokens of the requests (%(default)s)")
+    add("--tasks", default=DEFAULT_TASKS, help="of jina-embeddings-v3; the first is measured (%(default)s)")
+    add("--work-dir", type=Path, help="where checkpoints and bundles stay (not kept)")
+    add("--xlmr-tokenizer", type=Path, default=full_size.DEFAULT_TOKENIZER, help="%(default)s")
+
+
+def _sizes(value: str) -> tuple[encoders.Size, ...]:
+    try:
+        return tuple(encoders.Size(*map(int, part.split("x"))) for part in value.split(","))
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{value!r}: not as {DEFAULT_SIZES} ({error})") from None
 
 
 def _several(choices: type[Choice]) -> Callable[[str], tuple[Choice, ...]]:
@@ -150,7 +167,7 @@ def _measure(options: argparse.Namespace, found: Texts) -> None:
     parts = _parts(options.only, found)
     figures: dict[Part, dict[Precision, Any]] = {part: {} for part in parts}
     try:
-        for precision in options.precision if parts else ():
+        for precision in _precisions(options) if parts else ():
             with serve(options.models_dir, precision) as service:
                 for part in parts:
                     print(f"{precision}: {part}", file=sys.stderr)
@@ -166,21 +183,33 @@ def _parts(wanted: Sequence[Part], found: Texts) -> list[Part]:
     """Leave out, with its reason printed, what cannot be measured here."""
     if found.retrieval is None and Part.RETRIEVAL in wanted:
         print(f"{Part.RETRIEVAL}: skipped, measured on XQuAD only; here are {found.source}")
-    return [part for part in wanted if part != Part.RETRIEVAL or found.retrieval]
+    return [part for part in wanted if part in MEASUREMENTS and (part != Part.RETRIEVAL or found.retrieval)]
+
+
+def _precisions(options: argparse.Namespace) -> tuple[Precision, ...]:
+    return options.precision or tuple(Precision)
+
+
+def _measure_encoders(options: argparse.Namespace) -> None:
+    """Measure every model at every precision; print its table, also of what was measured before an error."""
+    precisions = options.precision or DEFAULT_ENCODER_PRECISIONS
+    tasks = tuple(options.tasks.split(","))
+    plan = encoders.Plan(precisions, options.sizes, tasks, options.runs, options.xlmr_tokenizer)
+    for model in options.encoder_models:
+        with encoders.work_folder(options.work_dir) as work:
+            baked = encoders.bake(model, plan, Path(work))
+            figures: dict[Precision, encoders.Figures] = {}
+            try:
+                for precision in precisions:
+                    figures[precision] = encoders.measure(model, precision, plan, Path(work))
+            finally:
+                command = _encoders_command(model, plan, options.work_dir)
+                _print_lines(encoders.table(model, plan, baked, figures, command))
 
 
 def _command(part: Part, options: argparse.Namespace) -> str:
     """Return the command that measures this part alone in the same way."""
-    words = [f"{name}={os.environ[name]}" for name in TUNABLE if os.environ.get(name)]
-    words += [
-        ".venv/bin/python",
-        "-m",
-        "tests.bench",
-        "--only",
-        part,
-        "--precision",
-        ",".join(options.precision),
-    ]
+    words = _command_start(part, _precisions(options))
     if options.models_dir != DEFAULT_MODELS_DIR:
         words += ["--models-dir", str(options.models_dir)]
     if options.xquad != DEFAULT_XQUAD:
@@ -190,6 +219,20 @@ def _command(part: Part, options: argparse.Namespace) -> str:
     if part != Part.RETRIEVAL:
         words += ["--seconds", f"{options.seconds:g}"]
     return shlex.join(words)
+
+
+def _encoders_command(model: encoders.Model, plan: encoders.Plan, work_dir: Path | None) -> str:
+    words = [*_command_start(Part.ENCODERS, plan.precisions), "--encoder-models", model]
+    words += ["--sizes", ",".join(map(str, plan.sizes)), "--runs", str(plan.num_runs)]
+    if encoders.ENCODERS[model].has_tasks:
+        words += ["--tasks", ",".join(plan.tasks)]
+    return shlex.join([*words, *(("--work-dir", str(work_dir)) if work_dir else ())])
+
+
+def _command_start(part: Part, precisions: Sequence[Precision]) -> list[str]:
+    words = [f"{name}={os.environ[name]}" for name in TUNABLE if os.environ.get(name)]
+    words += [".venv/bin/python", "-m", "tests.bench", "--only", part, "--precision", ",".join(precisions)]
+    return words
 
 
 def _print_lines(lines: Sequence[str]) -> None:

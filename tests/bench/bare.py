@@ -14,7 +14,9 @@ from typing import Any, cast
 import numpy as np
 
 from service import manifest as contract
-from service.embedding import EmbeddingModel, EmbedOptions, open_model
+from service.embedding import EmbeddingModel, open_model
+from service.graphs import Graphs
+from service.options import EmbedOptions
 from service.scheduler import Scheduler
 from service.session import Array, Floats, Session, SessionSettings
 from tests.bench.server import Service
@@ -31,7 +33,7 @@ class Request:
 
 
 class Recorder:
-    """Stands in for a session: notes what it should run and answers zeros."""
+    """Stands in for a model's graphs and their session: notes what it should run and answers zeros."""
 
     def __init__(self, session: Session, dimensions: int) -> None:
         """Look like the session in all but `run`."""
@@ -43,6 +45,10 @@ class Recorder:
         """Return what the session says of itself."""
         return getattr(self._session, name)
 
+    def session(self, task: str | None) -> Recorder:
+        """Return itself in the place of the session of a task."""
+        return self
+
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
         """Note the run."""
         self.runs.append((inputs, outputs))
@@ -52,20 +58,15 @@ class Recorder:
 
 def open_as_served(service: Service) -> EmbeddingModel:
     """Open the model in this process as the service has opened it in its own."""
-    settings = service.settings
-    return open_model(
-        service.bundle,
-        contract.load(service.bundle),
-        service.precision,
-        SessionSettings(settings.intra_op_threads),
-        Scheduler(settings.max_batch_tokens),
-    )
+    settings = SessionSettings(service.settings.intra_op_threads)
+    graphs = Graphs(service.bundle, contract.load(service.bundle), service.precision, settings)
+    return open_model(graphs, Scheduler(service.settings.max_batch_tokens))
 
 
 def record(model: EmbeddingModel, texts: Sequence[str]) -> Request:
     """Return what the model would run for a request with these texts."""
-    recorder = Recorder(model.session, model.manifest.dimensions)
-    recording = replace(model, session=cast(Session, recorder))
+    recorder = Recorder(model.graphs.session(None), model.manifest.dimensions)
+    recording = replace(model, graphs=cast(Graphs, recorder))
     embedded = recording.embed(texts, EmbedOptions(truncate=True))
     return Request(recorder.runs, embedded.num_tokens)
 

@@ -64,20 +64,21 @@ class Figures:
 def measure(service: Service, passages: Sequence[str], num_runs: int, seconds: float) -> Figures:
     """Alternate bare session and HTTP, as many requests in each run as take the bare session `seconds`."""
     model = bare.open_as_served(service)
+    session = model.graphs.session(None)
     requests = [
         Request(load.encode(texts), bare.record(model, texts))
         for texts in _dealt(passages, PASSAGES_PER_REQUEST)
     ]
     _run_http(service, requests[:NUM_CLIENTS])
-    _run_bare(model.session, requests[:1])
+    _run_bare(session, requests[:1])
     probe = requests[:NUM_PROBED]
-    seconds_per_request = _run_bare(model.session, probe) / len(probe)
+    seconds_per_request = _run_bare(session, probe) / len(probe)
     # At least two for each client, and as many for one as for the other.
     num_requests = NUM_CLIENTS * max(2, round(seconds / seconds_per_request / NUM_CLIENTS))
     requests = list(itertools.islice(itertools.cycle(requests), num_requests))
     pairs = []
     for run in range(1, num_runs + 1):
-        pair = Pair(_run_bare(model.session, requests), _run_http(service, requests))
+        pair = Pair(_run_bare(session, requests), _run_http(service, requests))
         pairs.append(pair)
         print(f"{service.precision}: bulk {run}/{num_runs}: {pair.ratio:.3f}", file=sys.stderr)
     return Figures(num_requests, sum(request.bare.num_tokens for request in requests), pairs)

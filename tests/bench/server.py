@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -35,11 +35,14 @@ class Service:
 
     settings: Settings
     precision: Precision
+    model: str = MODEL
+    pid: int = 0  # of gunicorn's master
+    seconds_to_ready: float = 0
 
     @property
     def bundle(self) -> Path:
         """Return the folder of the model that is served."""
-        return self.settings.models_dir / MODEL
+        return self.settings.models_dir / self.model
 
     def connect(self) -> http.client.HTTPConnection:
         """Open a connection that is kept alive."""
@@ -49,25 +52,27 @@ class Service:
 
 
 @contextmanager
-def serve(models_dir: Path, precision: Precision) -> Iterator[Service]:
+def serve(models_dir: Path, precision: Precision, model: str = MODEL) -> Iterator[Service]:
     """Run gunicorn on a free port until the block ends. Raises BenchError, with its log, where it fails."""
-    variables = _settings(models_dir, precision)
-    service = Service(config.from_environment(variables), precision)
+    variables = _settings(models_dir, precision, model)
+    service = Service(config.from_environment(variables), precision, model)
     with tempfile.TemporaryFile() as log:
+        begin = time.perf_counter()
         process = subprocess.Popen(GUNICORN, cwd=PROJECT, env=variables, stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait_until_ready(service, process)
+            seconds = time.perf_counter() - begin
             _check_precision(service)
-            yield service
+            yield replace(service, pid=process.pid, seconds_to_ready=seconds)
         except (BenchError, OSError, http.client.HTTPException) as error:
-            raise BenchError(f"{precision}: {error}\n{_read(log)}".rstrip()) from error
+            raise BenchError(f"{model}: {precision}: {error}\n{_read(log)}".rstrip()) from error
         finally:
             _stop(process)
         if warnings := _read(log):
-            print(f"{precision}: the service logged:\n{warnings}", file=sys.stderr)
+            print(f"{model}: {precision}: the service logged:\n{warnings}", file=sys.stderr)
 
 
-def _settings(models_dir: Path, precision: Precision) -> dict[str, str]:
+def _settings(models_dir: Path, precision: Precision, model: str) -> dict[str, str]:
     """Return the environment with the settings of the service replaced, but for the tunable ones."""
     return environment(
         TUNABLE,
@@ -76,7 +81,7 @@ def _settings(models_dir: Path, precision: Precision) -> dict[str, str]:
         DEVICE="cpu",
         WORKERS="1",
         MODELS_DIR=str(models_dir.resolve()),
-        MODELS_TO_LOAD=MODEL,
+        MODELS_TO_LOAD=model,
         PRECISION=precision,
         LOG_LEVEL="warning",
     )
@@ -107,8 +112,8 @@ def _check_precision(service: Service) -> None:
     served = {
         entry["id"]: entry["precision"] for entry in orjson.loads(_get(service, "/v1/models")[1])["data"]
     }
-    if served != {MODEL: service.precision}:
-        raise BenchError(f"the service has {served} instead of {MODEL} at {service.precision}")
+    if served != {service.model: service.precision}:
+        raise BenchError(f"the service has {served} instead of {service.model} at {service.precision}")
 
 
 def _get(service: Service, path: str) -> tuple[int, bytes]:

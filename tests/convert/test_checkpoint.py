@@ -12,8 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convert import checkpoint
+from convert.catalog import SAFE_FILES
 from convert.checkpoint import Checkpoint
 from service.errors import BakeError
+from service.manifest import Source
 
 WORDS = "embeddings.word_embeddings.weight"
 
@@ -29,14 +31,14 @@ def test_tensors_are_float32_whatever_is_stored(folder: Path) -> None:
         save_file(
             {name: value.astype(dtype) for name, value in tensors.items()}, folder / "model.safetensors"
         )
-        read = Checkpoint(folder).read(WORDS)
+        read = Checkpoint(folder).weights[WORDS].read()
         assert read.dtype == np.float32
         assert np.array_equal(read, tensors[WORDS].astype(dtype).astype(np.float32))
 
 
 def test_shards_and_prefixes_give_the_same_tensors(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    plain = Checkpoint(folder).read(WORDS)
+    plain = Checkpoint(folder).weights[WORDS].read()
     names = sorted(tensors)
     for number, part in enumerate((names[::2], names[1::2])):
         save_file({f"bert.{name}": tensors[name] for name in part}, folder / f"part{number}.safetensors")
@@ -44,16 +46,16 @@ def test_shards_and_prefixes_give_the_same_tensors(folder: Path) -> None:
     places = {f"bert.{name}": f"part{number % 2}.safetensors" for number, name in enumerate(names)}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     opened = Checkpoint(folder)
-    assert np.array_equal(opened.read(WORDS), plain)
+    assert np.array_equal(opened.weights[WORDS].read(), plain)
     assert len(opened.weight_files) == 2
 
 
 def test_joined_layers_are_columns_side_by_side(folder: Path) -> None:
-    opened = Checkpoint(folder)
+    weights = Checkpoint(folder).weights
     names = [f"encoder.layer.0.attention.self.{part}.weight" for part in ("query", "key")]
-    constant = opened.joined(names)
+    constant = weights.joined(names)
     assert constant.shape == (32, 64)
-    assert np.array_equal(constant.read(), np.concatenate([opened.read(name).T for name in names], axis=1))
+    assert np.array_equal(constant.read(), np.concatenate([weights[name].read().T for name in names], axis=1))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_joined_layers_are_columns_side_by_side(folder: Path) -> None:
         ("config.json", None, "config.json cannot be read"),
         ("config.json", b"{", "not valid JSON"),
         ("config.json", b"[]", "not a JSON object"),
-        ("model.safetensors", None, "neither model.safetensors nor"),
+        ("model.safetensors", None, "none of model.safetensors, pytorch_model.bin"),
         ("model.safetensors", b"short", "model.safetensors cannot be read"),
     ],
 )
@@ -74,7 +76,7 @@ def test_a_broken_checkpoint_is_named(folder: Path, name: str, content: bytes | 
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     with pytest.raises(BakeError, match="no tensor 'nothing'"):
-        Checkpoint(folder).read("nothing")
+        Checkpoint(folder).weights["nothing"]
 
 
 def test_a_package_is_found_without_being_imported() -> None:
@@ -87,4 +89,4 @@ def test_a_package_is_found_without_being_imported() -> None:
 def test_a_download_that_fails_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(BakeError, match="--source DIR"):
-        checkpoint.download("sentence-transformers/none", None, offline=True)
+        checkpoint.download(Source(id="sentence-transformers/none"), SAFE_FILES, offline=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import encoder
+from convert import encoder_config
+from convert.catalog import Architecture
 from service.errors import BakeError
 from service.session import Session, SessionSettings, pad
 from tests import checkpoints
@@ -82,4 +83,4 @@ def test_what_the_graph_cannot_represent_is_refused(
     config = json.loads((tiny_checkpoint / "config.json").read_text()) | change
     config = {name: value for name, value in config.items() if value is not None}
     with pytest.raises(BakeError, match=reason):
-        encoder.read_config(config)
+        encoder_config.read(Architecture.BERT, config)

@@ -33,7 +33,7 @@ def test_values_are_read() -> None:
     )
     assert settings.port == 9000
     assert settings.precision == Precision.INT8_BLOCK
-    assert settings.models_to_load == ("a", "b")
+    assert settings.models_to_load == ("a", "b", "a")
     assert settings.log_format == LogFormat.TEXT
     assert settings.verify_hashes
     assert settings.intra_op_threads == 3
@@ -64,7 +64,7 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PRECISION", "int5"),
         ("DEVICE", "tpu"),
         ("MODELS_TO_LOAD", ","),
-        ("MODELS_TO_LOAD", "jina-embeddings-v3:classification"),
+        ("MODELS_TO_LOAD", "jina-embeddings-v3:"),
         ("VERIFY_HASHES", "yes"),
         ("LOG_LEVEL", "loud"),
         ("WORKERS", "0"),

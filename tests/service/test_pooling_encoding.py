@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service.encoding import EmbeddingType, encode
-from service.pooling import unit
+from service.pooling import sparse, unit
 
 VECTORS = np.array([[3.0, -4.0, 0.0, 12.0, 1.0, -1.0, 2.0, -2.0, 5.0]], dtype=np.float32)
 
@@ -40,3 +40,16 @@ def test_binary_packs_signs_most_significant_bit_first_and_fills_with_zeros() ->
 @pytest.mark.parametrize("value", [0.0, -0.0])
 def test_zero_is_bit_zero(value: float) -> None:
     assert encode(np.full((1, 8), value, dtype=np.float32), EmbeddingType.BINARY) == [[-128]]
+
+
+def test_sparse_takes_the_largest_weight_of_an_id_and_drops_zeros_and_excluded_ids() -> None:
+    ids = np.array([0, 9, 7, 9, 5, 2])
+    weights = np.array([3.0, 0.5, 0.0, 0.25, 1.0, 4.0], dtype=np.float32)
+    found = sparse(ids, weights, {0, 2})
+    assert found.indices.tolist() == [5, 9]
+    assert found.values.tolist() == [1.0, 0.5]
+
+
+def test_sparse_of_special_tokens_alone_is_empty() -> None:
+    found = sparse(np.array([0, 2]), np.ones(2, dtype=np.float32), {0, 2})
+    assert (found.indices.size, found.values.size) == (0, 0)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.embedding import ROUNDS_ACTIVATIONS
 from service.errors import BundleError
+from service.graphs import ROUNDS_ACTIVATIONS
 from service.manifest import Precision
 from service.scheduler import Scheduler
 from service.session import Array, Floats, Session, SessionSettings, pad
@@ -38,7 +38,7 @@ def test_a_text_does_not_depend_on_its_neighbours(tiny_models: Path, precision: 
     session = Session(tiny_models / MODEL / precision / "model.onnx", settings)
     texts = sequences(200)
     alone = np.stack([session.run(pad([ids]), ["pooled"])[0][0] for ids in texts])
-    scheduled = np.stack(Scheduler(200).submit(session, texts, "pooled"))
+    scheduled = np.stack([row for (row,) in Scheduler(200).submit(session, texts, ["pooled"])])
     assert cosines(alone, scheduled).min() >= INDEPENDENCE[precision]
 
 
@@ -74,7 +74,7 @@ class Counting:
 def test_one_request_at_a_time_runs_on_a_session() -> None:
     session, scheduler = Counting(), Scheduler(8)
     threads = [
-        threading.Thread(target=scheduler.submit, args=(session, sequences(4), "mask")) for _ in range(6)
+        threading.Thread(target=scheduler.submit, args=(session, sequences(4), ["mask"])) for _ in range(6)
     ]
     for thread in threads:
         thread.start()
@@ -85,5 +85,5 @@ def test_one_request_at_a_time_runs_on_a_session() -> None:
 
 def test_order_is_kept() -> None:
     texts = sequences(30)
-    rows = Scheduler(100).submit(Counting(), texts, "mask")  # type: ignore[arg-type]
-    assert [int(row.sum()) for row in rows] == [len(ids) for ids in texts]
+    rows = Scheduler(100).submit(Counting(), texts, ["mask"])  # type: ignore[arg-type]
+    assert [int(row.sum()) for (row,) in rows] == [len(ids) for ids in texts]

@@ -1,0 +1,69 @@
+"""From a recipe and an open checkpoint to float32 graphs, one for each task that has weights of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from convert import encoder, encoder_config, heads, lora
+from convert.catalog import Recipe
+from convert.checkpoint import Checkpoint
+from convert.graph import Graph
+from convert.weights import Weights
+from service.errors import BakeError
+from service.manifest import BASE_TASK, Pooling
+
+POOLING_CONFIG = "1_Pooling/config.json"
+POOLING_MODES = {Pooling.MEAN: "pooling_mode_mean_tokens", Pooling.CLS: "pooling_mode_cls_token"}
+
+Graphs = dict[str | None, Graph]  # by task; None: the one graph of all tasks
+
+
+def wanted_tasks(recipe: Recipe, named: Sequence[str] | None) -> tuple[str | None, ...]:
+    """Return the tasks that get a graph: those named, else all; (None,) where one graph serves all.
+
+    Raises BakeError for a task that the recipe does not have.
+    """
+    name = recipe.manifest.name
+    if not recipe.has_adapters:
+        if named:
+            raise BakeError(f"{name} has one graph for everything: leave --task out")
+        return (None,)
+    known = (*recipe.manifest.task_names, BASE_TASK)
+    unknown = sorted(set(named or ()) - set(known))
+    if unknown:
+        raise BakeError(f"{name} has no task {', '.join(unknown)} (--task): choose from {', '.join(known)}")
+    return tuple(named or recipe.manifest.task_names)
+
+
+def build(recipe: Recipe, opened: Checkpoint, tasks: Sequence[str | None]) -> Graphs:
+    """Build the graphs of tasks, sizes from the checkpoint's config; equal tensors have equal keys.
+
+    Raises BakeError where the checkpoint contradicts the recipe.
+    """
+    _check_pooling(recipe, opened)
+    return {task: _graph(recipe, opened, _weights(opened, task)) for task in tasks}
+
+
+def _weights(opened: Checkpoint, task: str | None) -> Weights:
+    if task in (None, BASE_TASK):
+        return opened.weights
+    return lora.merged(opened.weights, lora.read_adapter(opened, str(task)))
+
+
+def _graph(recipe: Recipe, opened: Checkpoint, weights: Weights) -> Graph:
+    config = encoder_config.read(recipe.architecture, opened.config)
+    graph, hidden = encoder.build(weights, config)
+    body = heads.Body(graph, weights, hidden, config.hidden_size, recipe.manifest.pooling)
+    heads.add_outputs(body, heads.available(recipe.manifest.outputs, weights))
+    return graph
+
+
+def _check_pooling(recipe: Recipe, opened: Checkpoint) -> None:
+    """Refuse a checkpoint whose sentence-transformers config pools in another way."""
+    if not opened.has_file(POOLING_CONFIG):
+        return
+    modes = {
+        name for name, value in opened.read_json(POOLING_CONFIG).items() if "mode" in name and value is True
+    }
+    if modes and modes != {POOLING_MODES[recipe.manifest.pooling]}:
+        raise BakeError(f"{POOLING_CONFIG} pools by {', '.join(sorted(modes))}: this recipe cannot read it")

@@ -1,0 +1,87 @@
+"""What a manifest says before a graph is written: sizes, limits, tasks, variants. Knows no graph."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from convert import encoder_config, heads
+from convert.catalog import Recipe
+from convert.checkpoint import Checkpoint
+from service.errors import BakeError
+from service.manifest import Manifest, Precision, Source, Task, Variant, sha256_of
+
+PACKAGES = ("onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "tokenizers", "safetensors")
+MODEL_GRAPH = "model"
+SENTENCE_CONFIG = "sentence_bert_config.json"
+
+
+def described(recipe: Recipe, opened: Checkpoint, source: Source) -> Manifest:
+    """Fill in everything but variants and files. Raises BakeError on a wrong limit or size."""
+    config = encoder_config.read(recipe.architecture, opened.config)
+    hashes = {path.name: sha256_of(path) for path in opened.weight_files}
+    return replace(
+        recipe.manifest,
+        source=replace(source, sha256=hashes),
+        max_tokens=_max_tokens(recipe, opened, config.max_positions),
+        dimensions=config.hidden_size,
+        outputs=heads.available(recipe.manifest.outputs, opened.weights),
+        tasks=_tasks(recipe, opened),
+        versions=_versions(),
+        created=int(time.time()),
+    )
+
+
+def with_variants(
+    manifest: Manifest, tasks: Sequence[str | None], precisions: Sequence[Precision]
+) -> Manifest:
+    """Name the variants and keep, where each task has a graph, only the tasks that were baked."""
+    variants = tuple(
+        Variant(
+            precision=precision,
+            task=task,
+            file=f"{precision}/{graph_name(task)}.onnx",
+            verified=precision == Precision.FP32,
+        )
+        for precision in precisions
+        for task in tasks
+    )
+    kept = tuple(task for task in manifest.tasks if None in tasks or task.name in tasks)
+    default = manifest.default_task if manifest.default_task in [task.name for task in kept] else None
+    return replace(manifest, variants=variants, tasks=kept, default_task=default)
+
+
+def graph_name(task: str | None) -> str:
+    """Return the file name, without its ending, of a task's graph."""
+    return MODEL_GRAPH if task is None else task
+
+
+def _tasks(recipe: Recipe, opened: Checkpoint) -> tuple[Task, ...]:
+    """Take the prefixes from the checkpoint where its config has them."""
+    prefixes = opened.config.get("task_instructions") or {}
+    if not isinstance(prefixes, dict) or not all(isinstance(prefix, str) for prefix in prefixes.values()):
+        raise BakeError(f"config.json has task_instructions {prefixes!r}, must be texts by task")
+    return tuple(replace(task, prefix=prefixes.get(task.name, task.prefix)) for task in recipe.manifest.tasks)
+
+
+def _max_tokens(recipe: Recipe, opened: Checkpoint, max_positions: int) -> int:
+    """Take the smallest of the model's known limit, its positions and what its own files say."""
+    limits = [recipe.manifest.max_tokens, max_positions]
+    if opened.has_file(SENTENCE_CONFIG):
+        found = opened.read_json(SENTENCE_CONFIG).get("max_seq_length") or max_positions
+        if not isinstance(found, int) or found < 1:
+            raise BakeError(f"{SENTENCE_CONFIG} has max_seq_length {found!r}, must be a positive integer")
+        limits.append(found)
+    return min(limits)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # one of the two names of ONNX Runtime
+    return found

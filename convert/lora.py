@@ -1,0 +1,165 @@
+"""Adapters: low-rank updates of a task, read in both published layouts, merged one tensor at a time.
+
+Sources: jinaai/xlm-roberta-flash-implementation (stacked adapters behind a parametrization) and PEFT (a
+folder of its own for each task). A linear layer gets W + s * (B @ A), a table W + s * (A @ B); s is
+alpha / rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.checkpoint import Checkpoint, normalised, open_weights, read_json
+from convert.weights import Floats, Tensor, Weights
+from service.errors import BakeError
+
+WORD_TABLE = "embeddings.word_embeddings"
+TABLE_A, TABLE_B = f"{WORD_TABLE}.adapter_a", f"{WORD_TABLE}.adapter_b"  # (rows, rank), (rank, size) scaled
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What a PEFT adapter may not ask for: each changes the formula.
+PEFT_UNSUPPORTED = ("use_dora", "use_rslora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
+# PEFT knows query, key and value as layers of their own; the checkpoint has them as rows of one.
+FUSED_PART = re.compile(r"(?P<layer>.*)\.self_attn\.(?P<part>[qkv])_proj$")
+PEFT_TENSOR = re.compile(r"(?P<module>.*)\.lora_(?P<table>embedding_)?(?P<side>[AB])(\.weight)?$")
+
+
+@dataclass(frozen=True)
+class Update:
+    """A product `left` (rows, rank) @ `right` (rank, columns), in the orientation of the weights."""
+
+    left: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The updates of one task: by module, its blocks of rows one below the other."""
+
+    task: str
+    scaling: float
+    updates: Mapping[str, tuple[Update, ...]]
+
+
+def read_adapter(checkpoint: Checkpoint, task: str) -> Adapter:
+    """Find a task's adapter, stacked in the checkpoint or in a folder of its own. Raises BakeError."""
+    folder = checkpoint.folder / re.sub(r"\W", "_", task)
+    if any(name.endswith(".lora_A") for name in checkpoint.weights.tensors):
+        return _stacked(checkpoint, task)
+    if (folder / PEFT_CONFIG).is_file():
+        return _peft(folder, task)
+    raise BakeError(f"{checkpoint.folder} has no adapter of {task!r}: neither stacked nor in {folder.name}/")
+
+
+def merged(weights: Weights, adapter: Adapter) -> Weights:
+    """Return the weights with the adapter added.
+
+    The word table stays as it is, so that all tasks share it: its update comes as two tensors of its own,
+    TABLE_A and TABLE_B, for the graph to apply to the rows it looks up.
+    """
+    changed: dict[str, Tensor] = {}
+    for module, blocks in adapter.updates.items():
+        base = weights[f"{module}.weight"]
+        rows = sum(block.left.shape[0] for block in blocks)
+        if any((rows, block.right.shape[1]) != base.shape for block in blocks):
+            raise BakeError(
+                f"adapter {adapter.task}: {module} does not have the shape {base.shape} of its weights"
+            )
+        if module == WORD_TABLE:
+            changed |= _table_tensors(adapter, blocks[0])
+            continue
+        read = partial(_merge, base, blocks, adapter.scaling)
+        changed[f"{module}.weight"] = Tensor(f"{base.key}@{adapter.task}", base.shape, read)
+    return weights.updated(changed)
+
+
+def _merge(base: Tensor, blocks: tuple[Update, ...], scaling: float) -> Floats:
+    update = np.concatenate([block.left.read() @ block.right.read() for block in blocks])
+    return np.asarray(base.read() + np.float32(scaling) * update, dtype=np.float32)
+
+
+def _table_tensors(adapter: Adapter, update: Update) -> dict[str, Tensor]:
+    def scaled() -> Floats:
+        product: Floats = np.float32(adapter.scaling) * update.right.read()
+        return product
+
+    return {
+        TABLE_A: Tensor(f"{TABLE_A}@{adapter.task}", update.left.shape, update.left.read),
+        TABLE_B: Tensor(f"{TABLE_B}@{adapter.task}", update.right.shape, scaled),
+    }
+
+
+def _stacked(checkpoint: Checkpoint, task: str) -> Adapter:
+    """Cut a task's slices out of the tensors (tasks, ...) of the original layout."""
+    config, weights = checkpoint.config, checkpoint.weights
+    tasks = config.get("lora_adaptations")
+    if not isinstance(tasks, list) or task not in tasks:
+        raise BakeError(f"config.json has no {task!r} among its lora_adaptations {tasks!r}")
+    modules = sorted(name.removesuffix(".lora_A") for name in weights.tensors if name.endswith(".lora_A"))
+    updates = {}
+    for module in modules:
+        side_a, side_b = (weights[f"{module}.lora_{side}"] for side in "AB")
+        if side_a.shape[0] != len(tasks) or side_b.shape[0] != len(tasks):
+            raise BakeError(f"{module} has {side_a.shape[0]} adapters, config.json names {len(tasks)} tasks")
+        one_a, one_b = (_slice(side, tasks.index(task)) for side in (side_a, side_b))
+        # The two sides change places in tables.
+        updates[module] = (Update(one_a, one_b) if _is_table(module) else Update(one_b, one_a),)
+    return Adapter(task, _scaling(config, "lora_alpha", "lora_rank"), updates)
+
+
+def _peft(folder: Path, task: str) -> Adapter:
+    """Read an adapter folder as PEFT saves it."""
+    config = read_json(folder / PEFT_CONFIG)
+    unsupported = [name for name in PEFT_UNSUPPORTED if config.get(name)]
+    if config.get("peft_type") != "LORA" or unsupported:
+        reason = unsupported or config.get("peft_type")
+        raise BakeError(f"{folder / PEFT_CONFIG} asks for {reason}: only plain LORA can be merged")
+    sides: dict[str, dict[str, Tensor]] = {}
+    tables = set()
+    for name, tensor in open_weights(folder / PEFT_WEIGHTS).items():
+        found = PEFT_TENSOR.match(normalised(name))
+        if not found:
+            raise BakeError(f"{folder / PEFT_WEIGHTS} has {name!r}, which is not a part of a LoRA layer")
+        sides.setdefault(found["module"], {})[found["side"]] = tensor
+        if found["table"]:
+            tables.add(found["module"])
+    updates: dict[str, tuple[Update, ...]] = {}
+    for module, pair in sorted(sides.items(), key=lambda item: _fused_place(item[0])):
+        if set(pair) != {"A", "B"}:
+            raise BakeError(f"{folder / PEFT_WEIGHTS} has only side {', '.join(pair)} of {module}")
+        one_a, one_b = pair["A"], pair["B"]
+        update = Update(_transposed(one_a), _transposed(one_b)) if module in tables else Update(one_b, one_a)
+        target, _ = _fused_place(module)
+        updates[target] = (*updates.get(target, ()), update)
+    return Adapter(task, _scaling(config, "lora_alpha", "r"), updates)
+
+
+def _fused_place(module: str) -> tuple[str, int]:
+    """Return the checkpoint's module that holds a PEFT module, and the place of its rows in it."""
+    found = FUSED_PART.match(module)
+    return (f"{found['layer']}.mixer.Wqkv", "qkv".index(found["part"])) if found else (module, 0)
+
+
+def _is_table(module: str) -> bool:
+    return module.startswith("embeddings.")
+
+
+def _scaling(config: Mapping[str, Any], alpha: str, rank: str) -> float:
+    try:
+        return float(config[alpha]) / float(config[rank])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise BakeError(f"the adapter's config has no usable {alpha} and {rank}: {error!r}") from error
+
+
+def _slice(stacked: Tensor, index: int) -> Tensor:
+    return Tensor(f"{stacked.key}[{index}]", stacked.shape[1:], lambda: stacked.read()[index])
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return Tensor(f"{tensor.key}.T", tensor.shape[::-1], lambda: tensor.read().T)

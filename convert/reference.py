@@ -1,0 +1,79 @@
+"""Compares fp32 graphs with outputs of reference implementations that ship with the converter.
+
+Two kinds: unit vectors of texts, made from weights of a known hash; and token states that others have
+published of a model's real weights, whose hash is not known: they are compared wherever the sizes agree.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import running
+from convert.catalog import Recipe
+from service.manifest import BASE_TASK, Manifest, Precision, Reference, Variant
+
+FOLDER = Path(__file__).parent / "data" / "reference"
+
+
+def compared(folder: Path, manifest: Manifest, recipe: Recipe, variant: Variant) -> Reference | None:
+    """Compare a variant with the recipe's reference; None where there is none, or it is of other weights."""
+    if variant.precision != Precision.FP32:
+        return None
+    if recipe.reference:
+        return _vectors(folder, manifest, variant, recipe)
+    if recipe.published_states:
+        return _states(folder, manifest, variant, _read(recipe.published_states))
+    return None
+
+
+def _vectors(folder: Path, manifest: Manifest, variant: Variant, recipe: Recipe) -> Reference | None:
+    content = _read(str(recipe.reference))
+    if content["weights_sha256"] not in manifest.source.sha256.values():
+        return None
+    model = running.open_variant(folder, manifest, variant)
+    expected = np.array([case["vector"] for case in content["cases"]], dtype=np.float64)
+    texts = [case["text"] for case in content["cases"]]
+    computed = running.answers(model, variant, texts, lambda count: None)
+    difference = float(np.abs(computed - expected).max())
+    return Reference(
+        worst_cosine=float(np.einsum("nd,nd->n", computed, expected).min()),
+        max_abs_difference=difference,
+        num_texts=len(expected),
+        passed=difference <= recipe.reference_tolerance,
+    )
+
+
+def _states(folder: Path, manifest: Manifest, variant: Variant, content: dict[str, Any]) -> Reference | None:
+    """Compare the published corner of the states of every case."""
+    task = variant.task or BASE_TASK
+    cases = [case for case in content["cases"] if task in case["states"]]
+    if manifest.dimensions != content["dimensions"] or not cases:
+        return None
+    model = running.open_variant(folder, manifest, variant)
+    cosines, differences = [], []
+    for case in cases:
+        ids = case.get("ids") or model.tokenizer.locate(case["text"]).ids.tolist()
+        states = running.token_states(model, variant, ids, case.get("mask") or [1] * len(ids))
+        expected = np.array(case["states"][task])
+        rows, columns = (slice(*case[axis]) for axis in ("rows", "columns"))
+        computed = states[rows, columns].astype(np.float64)
+        if computed.shape != expected.shape:  # the text has other tokens
+            return Reference(worst_cosine=0, max_abs_difference=9, num_texts=len(cases), passed=False)
+        differences.append(float(np.abs(computed - expected).max()))
+        norms = np.linalg.norm(computed) * np.linalg.norm(expected)
+        cosines.append(float((computed * expected).sum() / norms))
+    return Reference(
+        worst_cosine=min(cosines),
+        max_abs_difference=max(differences),
+        num_texts=len(cases),
+        passed=max(differences) <= content["tolerance"],
+    )
+
+
+def _read(file: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((FOLDER / file).read_text(encoding="utf-8"))
+    return content

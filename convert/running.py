@@ -1,0 +1,93 @@
+"""Opens baked graphs with the service's own code and runs them: what verification measures with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from service import embedding, host, reranking
+from service.embedding import EmbeddingModel
+from service.graphs import Graphs
+from service.manifest import BASE_TASK, Kind, Manifest, Output, Speed, Variant
+from service.options import EmbedOptions
+from service.reranking import Reranker
+from service.scheduler import Scheduler
+from service.session import SessionSettings, pad
+
+BATCH_TOKENS = 1024
+SPEED_ROWS, SPEED_TOKENS, SPEED_RUNS = 8, 128, 7
+NUM_QUERIES = 8  # of the texts a reranker is measured on; the others are the documents
+
+Floats = npt.NDArray[np.float32]
+OnText = Callable[[int], object]
+Model = EmbeddingModel | Reranker
+
+
+def open_variant(folder: Path, manifest: Manifest, variant: Variant) -> Model:
+    """Open a variant's graph and the tokenizer. Raises BundleError when one is broken."""
+    settings = SessionSettings(num_threads=host.num_usable_cores())
+    graphs = Graphs(folder, manifest, variant.precision, settings)
+    graphs.open([variant.task])
+    scheduler = Scheduler(BATCH_TOKENS)
+    if manifest.kind == Kind.RERANKER:
+        return reranking.open_model(graphs, scheduler)
+    return embedding.open_model(graphs, scheduler)
+
+
+def answers(model: Model, variant: Variant, texts: Sequence[str], on_text: OnText) -> Floats:
+    """Compute a unit vector for each text, or a reranker's scores (queries, documents), one text at a time.
+
+    What a batch does must not matter here.
+    """
+    if isinstance(model, Reranker):
+        documents = texts[NUM_QUERIES:]
+        rows = []
+        for query in texts[:NUM_QUERIES]:
+            ranking = model.rank(query, documents)
+            rows.append(np.array(ranking.scores, dtype=np.float32)[np.argsort(ranking.order)])
+            on_text(len(texts) // NUM_QUERIES)
+        return np.stack(rows)
+    options = EmbedOptions(
+        task=None if variant.task == BASE_TASK else variant.task,
+        without_adapter=variant.task == BASE_TASK,
+        truncate=True,
+    )
+    vectors = []
+    for text in texts:
+        vectors.append(model.embed([text], options).vectors[0])
+        on_text(1)
+    return np.stack(vectors)
+
+
+def speed(model: Model, variant: Variant, texts: Sequence[str]) -> Speed:
+    """Time the best of a few runs of full rows of real tokens: what else the host does only adds time."""
+    limit = model.manifest.max_tokens
+    tokens = np.concatenate([tokens.ids for tokens in model.tokenizer.encode(texts, limit)])
+    num_tokens = min(SPEED_TOKENS, limit)
+    inputs = pad(list(np.resize(tokens, (SPEED_ROWS, num_tokens))))
+    output = Output.SCORES if isinstance(model, Reranker) else Output.POOLED
+    session = model.graphs.session(variant.task)
+    seconds = []
+    for _ in range(SPEED_RUNS):
+        begin = time.perf_counter()
+        session.run(inputs, [output])
+        seconds.append(time.perf_counter() - begin)
+    return Speed(
+        tokens_per_second=round(SPEED_ROWS * num_tokens / min(seconds), 1),
+        instruction_set=host.instruction_set(),
+        num_threads=host.num_usable_cores(),
+    )
+
+
+def token_states(model: Model, variant: Variant, ids: Sequence[int], mask: Sequence[int]) -> Floats:
+    """Compute the last hidden states (tokens, size) of token ids under a mask."""
+    inputs = {
+        "input_ids": np.array([ids], dtype=np.int64),
+        "attention_mask": np.array([mask], dtype=np.int64),
+    }
+    (states,) = model.graphs.session(variant.task).run(inputs, [Output.TOKEN_EMBEDDINGS])
+    return np.asarray(states[0])

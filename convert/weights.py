@@ -1,0 +1,71 @@
+"""Named tensors, read one at a time, and the graph constants made of them. Knows no file, no architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from convert.graph import Constant
+from service.errors import BakeError
+
+FLOAT32 = np.dtype(np.float32)
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that is read when asked for, as float32. Tensors of equal `key` hold equal values."""
+
+    key: str
+    shape: tuple[int, ...]
+    read: Callable[[], Floats]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a model by name; `origin` says in errors where they come from."""
+
+    tensors: Mapping[str, Tensor]
+    origin: str
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor. Raises BakeError when there is none of this name."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise BakeError(f"{self.origin} has no tensor {name!r}") from None
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether there is a tensor of this name."""
+        return name in self.tensors
+
+    def has_prefix(self, prefix: str) -> bool:
+        """Tell whether any tensor's name begins so."""
+        return any(name.startswith(prefix) for name in self.tensors)
+
+    def updated(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """Return the weights with some tensors added or put in place of others."""
+        return Weights({**self.tensors, **tensors}, self.origin)
+
+    def constant(self, name: str) -> Constant:
+        """Make a graph constant of a tensor as it is."""
+        tensor = self[name]
+        return Constant(tensor.key, tensor.shape, FLOAT32, tensor.read)
+
+    def joined(self, names: Sequence[str]) -> Constant:
+        """Make one constant of linear layers side by side: (out, in) becomes the (in, sum of out) of MatMul.
+
+        Biases (out) become one (sum of out).
+        """
+        tensors = [self[name] for name in names]
+        num_outputs = sum(tensor.shape[0] for tensor in tensors)
+
+        def read() -> Floats:
+            return np.ascontiguousarray(np.concatenate([tensor.read() for tensor in tensors]).T)
+
+        key = "+".join(tensor.key for tensor in tensors) + ".T"
+        return Constant(key, (*tensors[0].shape[1:], num_outputs), FLOAT32, read)

@@ -1,0 +1,70 @@
+"""The graphs of a bundle at one precision, opened at start or when a task is first used. No tokens here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from service.errors import BundleError, ModelUnavailable
+from service.manifest import Manifest, Precision
+from service.session import Session, SessionSettings
+
+# Graphs that round activations to 8 bits at run time. Attention over padded rows differs in the last bit from
+# attention without padding; one rounding that tips over tips others, and with its neighbours the answer for a
+# text would move by as much as 8 bits cost at all (cosine 0.998). Unpadded runs are equal to the last bit.
+ROUNDS_ACTIVATIONS = frozenset({Precision.INT8, Precision.INT8_BLOCK})
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A bundle's graphs. Tasks that share a graph share its session."""
+
+    folder: Path
+    manifest: Manifest
+    precision: Precision
+    settings: SessionSettings
+    _sessions: dict[str, Session] = field(default_factory=dict)  # by file
+    _opening: threading.Lock = field(default_factory=threading.Lock)
+
+    def open(self, tasks: Sequence[str | None]) -> None:
+        """Open the graphs of tasks. Raises BundleError when one is missing or broken."""
+        for task in tasks:
+            self._session(task)
+
+    def open_tasks(self) -> list[str | None]:
+        """List one task of every open graph; None where a graph serves all."""
+        return [
+            variant.task
+            for variant in self.manifest.variants
+            if variant.precision == self.precision and variant.file in self._sessions
+        ]
+
+    def session(self, task: str | None) -> Session:
+        """Return a task's session, opening it first if need be. Raises ModelUnavailable when it is broken."""
+        try:
+            return self._session(task)
+        except BundleError as error:
+            name = self.manifest.name
+            raise ModelUnavailable(
+                f"Model {name} failed to load task {task}: {error}", code="model_failed"
+            ) from error
+
+    def _session(self, task: str | None) -> Session:
+        file = self._file(task)
+        if file not in self._sessions:
+            with self._opening:
+                if file not in self._sessions:
+                    may_pad = self.precision not in ROUNDS_ACTIVATIONS
+                    settings = replace(self.settings, may_pad=may_pad)
+                    self._sessions[file] = Session(self.folder / file, settings)
+        return self._sessions[file]
+
+    def _file(self, task: str | None) -> str:
+        for variant in self.manifest.variants:
+            if variant.precision == self.precision and variant.task in (task, None):
+                return variant.file
+        raise BundleError(
+            f"{self.folder} has no {self.precision} graph of task {task}: bake it with --task {task} --force"
+        )

@@ -1,0 +1,82 @@
+"""What an embeddings request may ask of a model, checked against its manifest. Knows no token, no graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.errors import InvalidRequest, LateChunkingUnsupported
+from service.manifest import BASE_TASK, Manifest, Output, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """What a request asks of a model beside its inputs."""
+
+    task: str | None = None
+    dimensions: int | None = None
+    truncate: bool = False
+    late_chunking: bool = False
+    return_multivector: bool = False
+    return_sparse: bool = False
+    return_colbert: bool = False
+    without_adapter: bool = False  # the base weights, where they were baked: for comparisons, not over HTTP
+
+
+OUTPUTS = {"return_sparse": Output.SPARSE, "return_colbert": Output.COLBERT}
+
+
+def check(manifest: Manifest, options: EmbedOptions) -> None:
+    """Refuse what the model has no output for. Raises InvalidRequest."""
+    if options.late_chunking and not manifest.late_chunking:
+        raise LateChunkingUnsupported(manifest.late_chunking_refusal.format(model=manifest.name))
+    if options.return_multivector:
+        raise InvalidRequest(
+            f"Model {manifest.name} has no multi-vectors; leave return_multivector out.",
+            param="return_multivector",
+            code="unsupported_option",
+        )
+    for field, output in OUTPUTS.items():
+        if getattr(options, field) and output not in manifest.outputs:
+            raise InvalidRequest(
+                f"Model {manifest.name} has no {output} vectors; leave {field} out.",
+                param=field,
+                code="unsupported_option",
+            )
+
+
+def task_of(manifest: Manifest, options: EmbedOptions) -> Task | None:
+    """Return the task to run: the one asked for, else the model's default; None runs the graph of all tasks.
+
+    Raises InvalidRequest for a task that the model does not have, never falls back to another.
+    """
+    if options.without_adapter:
+        return Task(name=BASE_TASK)
+    name = manifest.default_task if options.task is None else options.task
+    by_name = {task.name: task for task in manifest.tasks}
+    if name in by_name:
+        return by_name[name]
+    serves_all = any(variant.task is None for variant in manifest.variants)
+    if name is None and serves_all:
+        return None
+    known = ", ".join(by_name)
+    if name is None:
+        message = f"Model {manifest.name} is served without its default task; name one of {known} in 'task'."
+    elif by_name:
+        message = f"Model {manifest.name} has no task {name[:100]!r}; it has {known}."
+    else:
+        message = f"Model {manifest.name} has no tasks; leave 'task' out."
+    raise InvalidRequest(message, param="task", code="unknown_task")
+
+
+def dimensions_of(manifest: Manifest, options: EmbedOptions) -> int:
+    """Return the size of the answer's vectors. Raises InvalidRequest for one the model does not give."""
+    size = manifest.dimensions
+    wanted = size if options.dimensions is None else options.dimensions
+    if wanted != size and not (manifest.truncatable and 1 <= wanted <= size):
+        allowed = f"from 1 to {size}" if manifest.truncatable else f"{size}, its own size,"
+        raise InvalidRequest(
+            f"'dimensions' is {wanted}; model {manifest.name} takes only {allowed}.",
+            param="dimensions",
+            code="invalid_dimensions",
+        )
+    return wanted
