@@ -28,8 +28,9 @@ fix: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Options of the benchmarks: make bench BENCH="--only encoders --sizes 1x32,8x128"
 bench: $(VENV)/.test
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

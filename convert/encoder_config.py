@@ -98,9 +98,17 @@ def read(architecture: Architecture, config: Mapping[str, object]) -> EncoderCon
             norm_eps=float(str(config["layer_norm_eps"])),
             max_positions=int(str(config["max_position_embeddings"])) - first_position,
             first_position=first_position,
-            rotary_base=float(str(config["rotary_emb_base"])) if is_rotary else None,
+            rotary_base=_rotary_base(config) if is_rotary else None,
         )
     except KeyError as error:
         raise BakeError(f"config.json lacks {error.args[0]!r}") from error
     except ValueError as error:
         raise BakeError(f"config.json has a size that is no number: {error}") from error
+
+
+def _rotary_base(config: Mapping[str, object]) -> float:
+    """Take the base of the rotary angles: as published, or as transformers writes it since version 5."""
+    parameters = config.get("rope_parameters")
+    if "rotary_emb_base" not in config and isinstance(parameters, dict):
+        return float(parameters["rope_theta"])
+    return float(str(config["rotary_emb_base"]))

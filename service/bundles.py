@@ -26,6 +26,8 @@ class Bundle:
     def load(self) -> Manifest:
         """Read the manifest, reduced to the tasks wanted. Raises BundleError."""
         manifest = contract.load(self.folder)
+        if not manifest.tasks and all(variant.task for variant in manifest.variants):
+            raise BundleError(f"{self.folder} holds base weights alone, which are not served; bake its tasks")
         if not self.tasks:
             return manifest
         unknown = [task for task in self.tasks if task not in manifest.task_names]

@@ -49,13 +49,17 @@ class Reranker:
         Raises ModelUnavailable when the graph is broken, ModelOutputInvalid for NaN and infinity.
         """
         limit = self.manifest.max_tokens
-        asked, *read = [tokens.ids for tokens in self.tokenizer.encode([query, *documents], limit)]
-        logits = self.logits(asked, read)
+        distinct = {text: place for place, text in enumerate(dict.fromkeys(documents))}
+        asked, *read = [tokens.ids for tokens in self.tokenizer.encode([query, *distinct], limit)]
+        places = [distinct[text] for text in documents]  # equal documents run once: their scores are equal
+        logits = self.logits(asked, read)[places]
         order = np.argsort(-logits, kind="stable")[
             :top_n
         ]  # equal scores can come of unequal logits, not reversed
         scores = 1 / (1 + np.exp(-logits[order].astype(np.float64)))
-        return Ranking(order.tolist(), scores.tolist(), sum(map(len, (asked, *read))))
+        return Ranking(
+            order.tolist(), scores.tolist(), len(asked) + sum(len(read[place]) for place in places)
+        )
 
     def logits(self, query: Ids, documents: Sequence[Ids]) -> Floats:
         """Score token ids, each text with its special tokens: (documents,)."""

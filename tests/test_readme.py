@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from service import config
+from tests import xlmr
 from tests.conftest import MODEL, Live
 from tests.processes import PROJECT
 
@@ -18,15 +20,26 @@ README = (PROJECT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_curl_example_answers(
-    real_models: Path, serve: Callable[..., AbstractContextManager[Live]]
+def test_the_curl_examples_answer(
+    real_models: Path, tmp_path: Path, serve: Callable[..., AbstractContextManager[Live]]
 ) -> None:
-    (command,) = [block for block in BLOCKS if "/v1/embeddings" in block]
-    with serve(real_models) as live:
-        words = shlex.split(command.replace("http://localhost:8080", live.url).replace("\\\n", " "))
-        answer = json.loads(subprocess.run([*words, "--silent"], check=True, capture_output=True).stdout)
-    assert answer["model"] == MODEL
-    assert [len(item["embedding"]) for item in answer["data"]] == [384, 384]
+    models = Path(shutil.copytree(real_models, tmp_path / "models"))
+    xlmr.bake_tiny(models, xlmr.V3, xlmr.write_jina_v3(tmp_path / "v3"), ("retrieval.passage",))
+    xlmr.bake_tiny(models, xlmr.BGE_RERANKER, xlmr.write_bge_reranker(tmp_path / "reranker"))
+    commands = [block for block in BLOCKS if block.startswith("curl http://localhost:8080/v1")]
+    with serve(models) as live:
+        plain, late, ranked = (json.loads(run(command, live)) for command in commands)
+    assert plain["model"] == MODEL
+    assert [len(item["embedding"]) for item in plain["data"]] == [384, 384]
+    assert len(late["data"]) == 2
+    assert [len(ranked["results"]), ranked["results"][0].keys()] == [
+        1, {"index", "relevance_score", "document"},
+    ]  # fmt: skip
+
+
+def run(command: str, live: Live) -> bytes:
+    words = shlex.split(command.replace("http://localhost:8080", live.url).replace("\\\n", " "))
+    return subprocess.run([*words, "--silent"], check=True, capture_output=True).stdout
 
 
 def test_every_setting_is_in_the_table() -> None:

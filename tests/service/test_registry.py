@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from service import bundles
 from service.bundles import check_start
 from service.config import Settings
 from service.errors import ConfigError, ModelNotFound, ModelUnavailable
 from service.manifest import Precision
 from service.registry import Registry, State
 from service.scheduler import Scheduler
+from tests import xlmr
 from tests.conftest import MODEL
 
 
@@ -84,3 +86,26 @@ def test_a_precision_that_no_bundle_holds_stops_the_start(models: Path, tiny_che
 def test_a_broken_bundle_does_not_stop_the_start(models: Path) -> None:
     (models / MODEL / "manifest.json").write_text("{")
     check_start(Settings(models_dir=models, precision=Precision.INT8))
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("a",), {"a": ()}),
+        (("a:x", "y", "b"), {"a": ("x", "y"), "b": ()}),
+        (("b", "a:x", "a:y", "x"), {"b": (), "a": ("x", "y")}),
+        (("a:x", "b", "c"), {"a": ("x",), "b": (), "c": ()}),
+    ],
+)
+def test_a_word_after_a_task_is_another_task_unless_it_is_a_bundle(
+    words: tuple[str, ...], wanted: dict[str, tuple[str, ...]]
+) -> None:
+    assert bundles._wanted(words, {"a": Path(), "b": Path()}) == wanted
+
+
+def test_base_weights_alone_are_not_served(tmp_path: Path) -> None:
+    source = xlmr.write_jina_v3(tmp_path / "checkpoint")
+    xlmr.bake_tiny(tmp_path / "models", xlmr.V3, source, ("none",))
+    registry = registry_of(tmp_path / "models")
+    registry.load()
+    assert "base weights alone" in registry.failed()[xlmr.V3]
