@@ -52,14 +52,10 @@ class Reranker:
         distinct = {text: place for place, text in enumerate(dict.fromkeys(documents))}
         asked, *read = [tokens.ids for tokens in self.tokenizer.encode([query, *distinct], limit)]
         places = [distinct[text] for text in documents]  # equal documents run once: their scores are equal
-        logits = self.logits(asked, read)[places]
-        order = np.argsort(-logits, kind="stable")[
-            :top_n
-        ]  # equal scores can come of unequal logits, not reversed
-        scores = 1 / (1 + np.exp(-logits[order].astype(np.float64)))
-        return Ranking(
-            order.tolist(), scores.tolist(), len(asked) + sum(len(read[place]) for place in places)
-        )
+        scores = 1 / (1 + np.exp(-self.logits(asked, read)[places].astype(np.float64)))
+        order = np.argsort(-scores, kind="stable")[:top_n]
+        num_tokens = len(asked) + sum(len(read[place]) for place in places)
+        return Ranking(order.tolist(), scores[order].tolist(), num_tokens)
 
     def logits(self, query: Ids, documents: Sequence[Ids]) -> Floats:
         """Score token ids, each text with its special tokens: (documents,)."""
