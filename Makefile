@@ -11,7 +11,7 @@ export MODELS_DIR
 .PHONY: serve test test-full check fix bench clean
 
 serve: $(VENV)/.serve
-	test -f $(MODELS_DIR)/$(MODEL)/manifest.json || $(BIN)/python -m convert $(MODEL) --out $(MODELS_DIR)
+	$(BIN)/python -m convert $(MODEL) --out $(MODELS_DIR)
 	exec $(BIN)/gunicorn service.wsgi:app -c gunicorn.conf.py
 
 test: $(VENV)/.test

@@ -1,9 +1,9 @@
 """Text to sentences, as character spans. Knows punctuation and abbreviations; knows no tokens and no model.
 
-The rules and abbreviations of some thirty languages are those of sentencex (Wikimedia). It asks for the language,
-which callers of ours do not say: the script and the frequent words of each piece of text tell. A sentence ends
-where that language and English agree, because names and titles of English stand in texts of every language. The
-rest is what sentencex leaves out: blank lines, lists, and the ends it sees where there is none (`is_end`).
+The rules and abbreviations of some thirty languages are those of sentencex (Wikimedia). It asks for the
+language, which our callers do not say: the letters and the frequent words of each piece of text tell it. A
+sentence ends where that language and English agree, because English names stand in texts of every language.
+The rest is what sentencex leaves out: blank lines, lists, and ends it sees where there is none (`is_end`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from itertools import accumulate, pairwise
 
 import sentencex
 
-# Time per piece grows with its square in text without spaces (20 s for 100,000 characters of Chinese), and the GIL
-# is held meanwhile: 2,048 characters take 2 ms at worst. The end of a piece is never the end of a sentence.
+# sentencex holds the GIL, and in text without spaces its time grows with the square of the length: seconds
+# for 40,000 characters of Chinese, 4 ms for 2,048. The end of a piece is never taken for that of a sentence.
 PIECE_CHARACTERS = 2048
 
 FREQUENT_WORDS = {
@@ -38,27 +38,22 @@ LETTERS = {
     "uk": re.compile("[іїєґ]"),
     "el": re.compile("[α-ω]"),
     "hi": re.compile("[अ-ह]"),
-    "bn": re.compile("[অ-হ]"),
-    "ta": re.compile("[அ-ஹ]"),
 }
-WORD = re.compile(r"\w+")
+WORD, LETTER = re.compile(r"\w+"), re.compile(r"[^\W\d_]")
 
 # Missing in the lists of sentencex, or there in one language only while short texts do not tell theirs.
-ABBREVIATIONS = set(
-    """
-    approx sra sras srta sig sigg dott avv ee mme mlle bzw usw dhr mevr hab д ул gs pgs ths tp ts
-    """.split()
-)
-ABBREVIATIONS_BEFORE_NUMBERS = set(
-    """
-    no nr núm vol ch chap cap eq eqs fig figs sec art p pp pág pag bd abs kap tab ref v fol ziff
-    стр с рис табл гл п ст ч
-    """.split()
-)
+ABBREVIATION_LISTS = {
+    "always": "approx ms mx figs eds inkl exkl hrsg bspw geb gest dipl abb allg aufl bzw usw mme mmes mlle"
+    " ste mgr cie sra sras srta dña aprox ee profa ltda sig sigg dott dott.ssa avv dhr mevr bijv tj inż św"
+    " m.in godz hab т.е доц обл млрд табл д ул gs pgs ths tp ts",
+    "before a number": "no nr núm vol ch chap cap eq eqs fig figs sec art p pp pág págs pag bd abs kap tab"
+    " ref v fol ziff ed est tel str av стр с рис табл гл п ст ч",
+}
+ABBREVIATIONS = {kind: frozenset(words.split()) for kind, words in ABBREVIATION_LISTS.items()}
 ORDINAL_FOLLOWERS = ("Jahrhundert", "Jahrtausend", "Jh.", "Auflage", "Kapitel")
 
-# One character for one: offsets stay. sentencex panics where a space takes more than a byte, and takes no ellipsis
-# for an end; lone surrogates cannot become UTF-8.
+# One character for one, so that offsets stay. sentencex panics where a space takes more than a byte and takes
+# no ellipsis for an end; lone surrogates cannot become UTF-8.
 DISGUISES: dict[int, str] = {
     **{code: " " for code in range(0x80, 0x3001) if chr(code).isspace() and code != 0x2029},
     **dict.fromkeys(map(ord, "\r\v\x85\u2028"), "\n"),
@@ -69,7 +64,7 @@ DISGUISES: dict[int, str] = {
 GREEK_QUESTION = re.compile(r";(?<=[α-ωά-ώ];)(?=\s|\Z)")
 ANSWER_NO = re.compile(r"\b[Nn]o(?=\.\s+[^\W\d])")  # to sentencex always "number"
 
-BLANK_LINE = re.compile(r"\n\s*\n|\u2029")
+BLANK_LINE = re.compile(r"\n\s*\n|\u2029\s*")
 LIST_MARKER = re.compile(
     r"^[^\S\n]*(?:(?:[-–—*+•‣◦▪●·]|\(?(?:\d{1,3}|[a-zA-Z]|[ivx]{2,4}|[IVX]{2,4})[.)])[^\S\n]+(?=\S)|"
     r"(?:\d{1,3}|[一二三四五六七八九十]{1,3})、)",
@@ -78,15 +73,12 @@ LIST_MARKER = re.compile(
 POSSIBLE_END = re.compile(r"[^\w\s,:'\"()/-]\s*\S")  # spares short lines the rest
 MARKS, CLOSERS, OPENERS, NEVER_FIRST = ".!?…", "\"'”’“»›)]", "\"'“‘„«»¿¡([", ",;:)]}，；：、）」』"
 QUOTES = "\"'“”‘’„‚«»‹›"
-FIRST_OF_CLAUSE = re.compile(r"[–—-]?\s*(\S?)")
 ELLIPSES = ("..", "...", "....", "…", "……")
 LOOK_BACK_CHARACTERS = 24  # an abbreviation, closing quotes and spaces
 BRACKETED_SENTENCE = re.compile(
     r"[(\[][^()\[\]]+\s[^()\[\]]*[.!?][\"'”’]*[)\]]\s+(?=\w)|（[^（）]*[。！？]）\s*(?=\w)"
 )
-UNSPACED = re.compile(
-    "[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-)
+UNSPACED = re.compile("[\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
 SPACES = re.compile(r"\s*")
 
 
@@ -104,7 +96,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
 
 
 def sentence_starts(text: str, plain: str) -> Iterator[int]:
-    """Yield where sentences begin, each at a character that is no white space; `plain` is the disguised text."""
+    """Yield where sentences begin, never at white space; `plain` is `text` disguised."""
     begin = 0
     for gap in [*BLANK_LINE.finditer(plain), None]:
         end = gap.start() if gap else len(plain)
@@ -115,7 +107,7 @@ def sentence_starts(text: str, plain: str) -> Iterator[int]:
 
 
 def list_items(plain: str, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, start behind the marker, end) of each list item of a paragraph, or of the paragraph itself."""
+    """Yield (start, start behind the marker, end) of a paragraph's list items, or of the paragraph itself."""
     first = skip_spaces(plain, begin)
     if first >= end:
         return
@@ -136,18 +128,17 @@ def inner_starts(text: str, plain: str, begin: int, end: int) -> Iterator[int]:
     may_begin_small = plain[begin:end].islower()
     while begin < end:
         stop = min(begin + PIECE_CHARACTERS, end)
-        starts = [
-            start
-            for start in agreed_starts(plain, begin, stop)
-            if start < stop and is_end(text, start, may_begin_small)
-        ]
-        starts = with_words([*bracketed_starts(text, plain, [begin, *starts], stop)], plain, begin, stop)
+        # Quotes and brackets that open behind `reach` may close in the next piece only.
+        reach = end if stop == end else stop - PIECE_CHARACTERS // 8
+        agreed = agreed_starts(plain, begin, stop)
+        starts = [start for start in agreed if start < reach and is_end(text, start, may_begin_small)]
+        starts = with_words([*bracketed_starts(text, plain, [begin, *starts], reach)], plain, begin, reach)
         yield from starts
         if stop == end:
             return
         middle = begin + PIECE_CHARACTERS // 2
-        last_space = plain.rfind(" ", middle, stop) + 1
-        begin = starts[-1] if starts and starts[-1] > middle else last_space or stop
+        last_space = plain.rfind(" ", middle, reach) + 1
+        begin = starts[-1] if starts and starts[-1] > middle else last_space or reach
 
 
 def agreed_starts(plain: str, begin: int, stop: int) -> list[int]:
@@ -191,14 +182,20 @@ def bracketed_starts(text: str, plain: str, starts: list[int], stop: int) -> Ite
 
 
 def with_words(starts: list[int], plain: str, begin: int, stop: int) -> list[int]:
-    """Keep the starts with words before and behind: marks alone are part of the sentence they follow."""
-    kept = [start for start, end in pairwise([*starts, stop]) if WORD.search(plain, start, end)]
-    return kept[1:] if kept and WORD.search(plain, begin, kept[0]) is None else kept
+    """Keep the starts behind a letter and before a word: numbers alone and marks alone are no sentences."""
+    kept, has_letter = [], False
+    bounds = [begin, *starts, stop]
+    for previous, start, end in zip(bounds, starts, bounds[2:], strict=False):
+        has_letter = has_letter or LETTER.search(plain, previous, start) is not None
+        if has_letter and WORD.search(plain, start, end):
+            kept.append(start)
+            has_letter = False
+    return kept
 
 
 def is_end(text: str, start: int, may_begin_small: bool) -> bool:
-    """Say whether a sentence can really end before `start`, where sentencex and the languages agree that it does."""
-    following = FIRST_OF_CLAUSE.match(text, start).group(1) or text[start]
+    """Say whether a sentence can end before `start`, where by the rules of its languages it does."""
+    following = (text[start : start + 3].lstrip("–—-").lstrip() or text[start])[0]
     before = text[max(0, start - LOOK_BACK_CHARACTERS) : start]
     unspaced = before.rstrip()
     unquoted = unspaced.rstrip(CLOSERS)
@@ -206,34 +203,32 @@ def is_end(text: str, start: int, may_begin_small: bool) -> bool:
     mark = unquoted[len(words) :]
     if not mark or following in NEVER_FIRST:  # no mark: that of another script, which abbreviates nothing
         return following not in NEVER_FIRST
-    word = words[words.rfind(" ") + 1 :].lstrip(OPENERS)
+    word = "".join(words.split()[-1:]).lstrip(OPENERS)
     if len(unspaced) == len(before):
         return is_unspaced_end(word, mark, following)
     if following.islower():
-        is_short = mark == "." and (word.isdigit() or (len(word) <= 3 and not may_begin_small))
-        return not (is_short or mark in ELLIPSES or len(unquoted) < len(unspaced))
-    if word.isdigit():  # the number of a list item or an ordinal where it begins the sentence
-        is_first = words[: -len(word)].rstrip()[-1:] in MARKS
-        return not (is_first or text.startswith(ORDINAL_FOLLOWERS, start))
-    return mark != "." or not is_abbreviation(word, following)
+        is_shortened = word.isdigit() or "." in word or (len(word) <= 3 and not may_begin_small)
+        if mark in ELLIPSES or len(unquoted) < len(unspaced) or (mark == "." and is_shortened):
+            return False
+    return mark != "." or not is_abbreviation(word, text, start)
 
 
 def is_unspaced_end(word: str, mark: str, following: str) -> bool:
-    """Say whether a mark without a space behind ends a sentence, as in Chinese, or is part of a name or number."""
+    """Say whether a mark without a space behind it ends a sentence, as in Chinese, or is part of a name."""
     if UNSPACED.match(following) is None:
         return False
     return mark.strip("!?") == "" or (mark == "." and UNSPACED.match(word[-1:]) is not None)
 
 
-def is_abbreviation(word: str, following: str) -> bool:
-    """Say whether `word` abbreviates before a word that begins with `following`."""
+def is_abbreviation(word: str, text: str, start: int) -> bool:
+    """Say whether `word` abbreviates, or is an ordinal, before what stands at `start`."""
+    if word.isdigit():
+        return text.startswith(ORDINAL_FOLLOWERS, start)
     is_initial = len(word) == 1 and word.isupper() and not word.isascii()  # sentencex knows those of Latin
-    small = word.lower()
-    return (
-        is_initial
-        or small in ABBREVIATIONS
-        or (following.isdigit() and small in ABBREVIATIONS_BEFORE_NUMBERS)
-    )
+    if is_initial or "\u0e00" < word[-1:] < "\u0e80":  # Thai abbreviates with full stops and ends with spaces
+        return True
+    kind = "before a number" if text[start].isdigit() else "always"
+    return word.lower() in ABBREVIATIONS["always"] or word.lower() in ABBREVIATIONS[kind]
 
 
 def is_after_colon(plain: str, start: int) -> bool:
@@ -248,7 +243,7 @@ def skip_spaces(plain: str, start: int) -> int:
 
 
 def before_quotes(plain: str, start: int) -> int:
-    """Step back before quotes that open at `start`, which sentencex takes for closing ones of the sentence before."""
+    """Step back before quotes that open at `start`, which sentencex gives to the sentence before."""
     before = plain[max(0, start - LOOK_BACK_CHARACTERS) : start]
     unquoted = before.rstrip(QUOTES)
     return start - len(before) + len(unquoted) if unquoted[-1:].isspace() else start

@@ -44,6 +44,7 @@ CONVERT_LAYERS: list[set[str]] = [
 OWNERS = {
     "onnxruntime": {"session"},
     "tokenizers": {"tokenization"},
+    "sentencex": {"chunking"},
     "falcon": {"app", "resources", "middleware", "bodies"},
     "orjson": {"app", "parsing"},
     "msgspec": {"manifest", "parsing", "schema"},
