@@ -68,7 +68,10 @@ def _precisions(value: str) -> tuple[Precision, ...]:
 
 
 def _words(value: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    words = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+    if not words:
+        raise argparse.ArgumentTypeError("name at least one")
+    return words
 
 
 def _recipe(name: str) -> Recipe:

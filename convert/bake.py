@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from convert import bundle, describe, progress, verify
-from convert.build import Graphs, build, wanted_tasks
+from convert.build import GraphsByTask, build, wanted_tasks
 from convert.catalog import Recipe
 from convert.checkpoint import Checkpoint
 from convert.quantize import quantize
@@ -68,7 +68,7 @@ def _read_tokenizer(opened: Checkpoint) -> bytes:
     return (opened.folder / TOKENIZER_FILE).read_bytes()
 
 
-def _is_verifying(graphs: Graphs, verification: Verification, name: str) -> bool:
+def _is_verifying(graphs: GraphsByTask, verification: Verification, name: str) -> bool:
     if verification == Verification.SKIP:
         return False
     num_bytes = max(graph.num_bytes for graph in graphs.values())  # one is open at a time
@@ -81,7 +81,7 @@ def _is_verifying(graphs: Graphs, verification: Verification, name: str) -> bool
     return False
 
 
-def _write(staged: Path, graphs: Graphs, precisions: tuple[Precision, ...]) -> dict[str, FileRecord]:
+def _write(staged: Path, graphs: GraphsByTask, precisions: tuple[Precision, ...]) -> dict[str, FileRecord]:
     """Write every precision; return the records of its files."""
     files: dict[str, FileRecord] = {}
     made = {

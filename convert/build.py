@@ -15,7 +15,7 @@ from service.manifest import BASE_TASK, Pooling
 POOLING_CONFIG = "1_Pooling/config.json"
 POOLING_MODES = {Pooling.MEAN: "pooling_mode_mean_tokens", Pooling.CLS: "pooling_mode_cls_token"}
 
-Graphs = dict[str | None, Graph]  # by task; None: the one graph of all tasks
+GraphsByTask = dict[str | None, Graph]  # None: the one graph of all tasks
 
 
 def wanted_tasks(recipe: Recipe, named: Sequence[str] | None) -> tuple[str | None, ...]:
@@ -32,10 +32,10 @@ def wanted_tasks(recipe: Recipe, named: Sequence[str] | None) -> tuple[str | Non
     unknown = sorted(set(named or ()) - set(known))
     if unknown:
         raise BakeError(f"{name} has no task {', '.join(unknown)} (--task): choose from {', '.join(known)}")
-    return tuple(named or recipe.manifest.task_names)
+    return tuple(task for task in known if task in (named or recipe.manifest.task_names))
 
 
-def build(recipe: Recipe, opened: Checkpoint, tasks: Sequence[str | None]) -> Graphs:
+def build(recipe: Recipe, opened: Checkpoint, tasks: Sequence[str | None]) -> GraphsByTask:
     """Build the graphs of tasks, sizes from the checkpoint's config; equal tensors have equal keys.
 
     Raises BakeError where the checkpoint contradicts the recipe.

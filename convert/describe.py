@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from convert import encoder_config, heads
+from convert import encoder_config, heads, lora
 from convert.catalog import Recipe
 from convert.checkpoint import Checkpoint
 from service.errors import BakeError
@@ -21,7 +21,8 @@ SENTENCE_CONFIG = "sentence_bert_config.json"
 def described(recipe: Recipe, opened: Checkpoint, source: Source) -> Manifest:
     """Fill in everything but variants and files. Raises BakeError on a wrong limit or size."""
     config = encoder_config.read(recipe.architecture, opened.config)
-    hashes = {path.name: sha256_of(path) for path in opened.weight_files}
+    files = [*opened.weight_files, *lora.adapter_files(opened)]
+    hashes = {str(path.relative_to(opened.folder)): sha256_of(path) for path in files}
     return replace(
         recipe.manifest,
         source=replace(source, sha256=hashes),
@@ -48,9 +49,11 @@ def with_variants(
         for precision in precisions
         for task in tasks
     )
-    kept = tuple(task for task in manifest.tasks if None in tasks or task.name in tasks)
-    default = manifest.default_task if manifest.default_task in [task.name for task in kept] else None
-    return replace(manifest, variants=variants, tasks=kept, default_task=default)
+    described = replace(manifest, variants=variants)
+    if described.serves_all_tasks:
+        return described
+    baked = [task for task in tasks if task is not None]
+    return replace(described.limited_to(baked), variants=variants)
 
 
 def graph_name(task: str | None) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from convert.encoder_config import EncoderConfig
 from convert.graph import Constant, Graph, branch
 from convert.lora import TABLE_A, TABLE_B, WORD_TABLE
-from convert.weights import Floats, Weights
+from convert.weights import FLOAT32, Floats, Weights
 from service.errors import BakeError
 
 INPUT_IDS = "input_ids"
@@ -23,8 +23,8 @@ def build(weights: Weights, config: EncoderConfig) -> tuple[Graph, str]:
 
     Inputs: `input_ids`, `attention_mask` (batch, tokens) int64. States: (batch, tokens, hidden) float32.
     """
-    if weights.has_prefix(f"{config.layout.layer}.{config.num_layers}."):
-        raise BakeError(f"{weights.origin} has more than the {config.num_layers} layers of its config.json")
+    if (found := weights.num_layers(config.layout.layer)) != config.num_layers:
+        raise BakeError(f"{weights.origin} has {found} layers, its config.json says {config.num_layers}")
     graph = Graph("encoder")
     graph.input(INPUT_IDS, np.int64, ("batch", "tokens"))
     graph.input(ATTENTION_MASK, np.int64, ("batch", "tokens"))
@@ -41,7 +41,8 @@ def build(weights: Weights, config: EncoderConfig) -> tuple[Graph, str]:
 
 def _embeddings(graph: Graph, weights: Weights, config: EncoderConfig) -> str:
     """Sum word, adapter, position and type 0, then normalise."""
-    table = graph.constant("word_embeddings", weights.constant(f"{WORD_TABLE}.weight"))
+    shape = (config.vocabulary_size, config.hidden_size)
+    table = graph.constant("word_embeddings", weights.constant(f"{WORD_TABLE}.weight", shape))
     summed = graph.op("Gather", "words", [table, INPUT_IDS])
     if TABLE_A in weights:
         summed = graph.op("Add", "words.adapted", [summed, _word_update(graph, weights)])
@@ -50,7 +51,7 @@ def _embeddings(graph: Graph, weights: Weights, config: EncoderConfig) -> str:
         positions = graph.constant("position_embeddings", _positions(weights, config))
         added = graph.op("Slice", "positions", [positions, graph.value("begin", [0]), num_tokens])
     else:
-        added = graph.constant("token_type", _token_type(weights))
+        added = graph.constant("token_type", _token_type(weights, config))
     return _norm(
         graph, weights, config, config.layout.embeddings_norm, graph.op("Add", "embedded", [summed, added])
     )
@@ -58,37 +59,40 @@ def _embeddings(graph: Graph, weights: Weights, config: EncoderConfig) -> str:
 
 def _word_update(graph: Graph, weights: Weights) -> str:
     """Apply a word adapter to the rows looked up: the table itself stays the same for all tasks."""
-    rows = graph.constant("words.adapter.rows", weights.constant(TABLE_A))
+    rows = graph.constant("words.adapter.rows", weights.constant(TABLE_A, weights[TABLE_A].shape))
     narrow = graph.exact_op("Gather", "words.adapter.narrow", [rows, INPUT_IDS])  # (batch, tokens, rank)
-    columns = graph.constant("words.adapter.columns", weights.constant(TABLE_B))
+    columns = graph.constant("words.adapter.columns", weights.constant(TABLE_B, weights[TABLE_B].shape))
     return graph.exact_op("MatMul", "words.adapter", [narrow, columns])
 
 
 def _positions(weights: Weights, config: EncoderConfig) -> Constant:
     """Join the position table and the vector of token type 0, which every token has."""
-    positions = weights["embeddings.position_embeddings.weight"]
-    types = weights["embeddings.token_type_embeddings.weight"]
-    if positions.shape[0] != config.max_positions + config.first_position:
-        raise BakeError(f"the position table has {positions.shape[0]} rows, config.json says otherwise")
+    num_rows = config.max_positions + config.first_position
+    positions = weights.constant("embeddings.position_embeddings.weight", (num_rows, config.hidden_size))
+    token_type = _token_type(weights, config)
 
     def read() -> Floats:
-        joined: Floats = positions.read()[config.first_position :] + types.read()[0]
-        return joined
+        rows, added = np.asarray(positions.read(), np.float32), np.asarray(token_type.read(), np.float32)
+        return rows[config.first_position :] + added
 
     shape = (config.max_positions, config.hidden_size)
-    return Constant(f"{positions.key}+{types.key}", shape, np.dtype(np.float32), read)
+    return Constant(f"{positions.key}+{token_type.key}", shape, FLOAT32, read)
 
 
-def _token_type(weights: Weights) -> Constant:
+def _token_type(weights: Weights, config: EncoderConfig) -> Constant:
     types = weights["embeddings.token_type_embeddings.weight"]
-    return Constant(f"{types.key}[0]", types.shape[1:], np.dtype(np.float32), lambda: types.read()[0])
+    if types.shape[1:] != (config.hidden_size,):
+        raise BakeError(f"the table of token types has shape {types.shape}, config.json says otherwise")
+    return Constant(f"{types.key}[0]", types.shape[1:], FLOAT32, lambda: types.read()[0])
 
 
 def _attention(graph: Graph, weights: Weights, config: EncoderConfig, layer: str, hidden: str) -> str:
     layout, name = config.layout, f"{layer}.attention"
     parts = [f"{layer}.{part}" for part in layout.query_key_value]
-    weight = graph.constant(f"{name}.qkv.weight", weights.joined([f"{part}.weight" for part in parts]))
-    bias = graph.constant(f"{name}.qkv.bias", weights.joined([f"{part}.bias" for part in parts]))
+    size = config.hidden_size
+    kernel = weights.joined([f"{part}.weight" for part in parts], (3 * size, size))
+    weight = graph.constant(f"{name}.qkv.weight", kernel)
+    bias = graph.constant(f"{name}.qkv.bias", weights.joined([f"{part}.bias" for part in parts], (3 * size,)))
     projected = graph.op("MatMul", f"{name}.qkv", [hidden, weight])  # (batch, tokens, 3 * hidden)
     if config.rotary_base is None:
         arguments = [*graph.split(f"{name}.split", projected, 3), bias]
@@ -106,7 +110,7 @@ def _attention(graph: Graph, weights: Weights, config: EncoderConfig, layer: str
             "else_branch": branch(f"{name}.unmasked", "MultiHeadAttention", arguments, heads),
         },
     )
-    output = _linear(graph, weights, f"{layer}.{layout.attention_output}", context)
+    output = _linear(graph, weights, f"{layer}.{layout.attention_output}", context, (size, size))
     return _add_norm(graph, weights, config, f"{layer}.{layout.attention_norm}", (output, hidden))
 
 
@@ -135,17 +139,19 @@ def _rotary_table(config: EncoderConfig, kind: str) -> Constant:
 
 def _feed_forward(graph: Graph, weights: Weights, config: EncoderConfig, layer: str, hidden: str) -> str:
     layout, name = config.layout, f"{layer}.{config.layout.up}"
-    weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"]))
-    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias"))
+    narrow_size, wide_size = config.hidden_size, config.feed_forward_size
+    weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"], (wide_size, narrow_size)))
+    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias", (wide_size,)))
     wide = graph.op("MatMul", name, [hidden, weight])  # (batch, tokens, feed_forward)
     activated = graph.op("BiasGelu", f"{name}.gelu", [wide, bias])
-    narrow = _linear(graph, weights, f"{layer}.{layout.down}", activated)
+    narrow = _linear(graph, weights, f"{layer}.{layout.down}", activated, (narrow_size, wide_size))
     return _add_norm(graph, weights, config, f"{layer}.{layout.output_norm}", (narrow, hidden))
 
 
-def _linear(graph: Graph, weights: Weights, name: str, value: str) -> str:
-    weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"]))
-    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias"))
+def _linear(graph: Graph, weights: Weights, name: str, value: str, shape: tuple[int, int]) -> str:
+    """Apply a linear layer of (out, in)."""
+    weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"], shape))
+    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias", shape[:1]))
     return graph.op("Add", f"{name}.biased", [graph.op("MatMul", name, [value, weight]), bias])
 
 
@@ -157,7 +163,8 @@ def _add_norm(
 
 
 def _norm(graph: Graph, weights: Weights, config: EncoderConfig, name: str, value: str) -> str:
-    scale = graph.constant(f"{name}.weight", weights.constant(f"{name}.weight"))
-    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias"))
+    shape = (config.hidden_size,)
+    scale = graph.constant(f"{name}.weight", weights.constant(f"{name}.weight", shape))
+    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias", shape))
     attributes = {"axis": -1, "epsilon": config.norm_eps}
     return graph.op("LayerNormalization", name, [value, scale, bias], attributes)

@@ -56,6 +56,8 @@ class EncoderConfig:
     num_layers: int
     num_heads: int
     hidden_size: int
+    feed_forward_size: int
+    vocabulary_size: int
     norm_eps: float
     max_positions: int  # tokens that have a position
     first_position: int = 0  # row of the position table that the first token takes
@@ -95,6 +97,8 @@ def read(architecture: Architecture, config: Mapping[str, object]) -> EncoderCon
             num_layers=int(str(config["num_hidden_layers"])),
             num_heads=int(str(config["num_attention_heads"])),
             hidden_size=int(str(config["hidden_size"])),
+            feed_forward_size=int(str(config["intermediate_size"])),
+            vocabulary_size=int(str(config["vocab_size"])),
             norm_eps=float(str(config["layer_norm_eps"])),
             max_positions=int(str(config["max_position_embeddings"])) - first_position,
             first_position=first_position,

@@ -87,7 +87,7 @@ class Graph:
         return name
 
     def exact_op(self, kind: str, name: str, inputs: Sequence[str]) -> str:
-        """Append a node that quantization leaves alone: too small to gain anything."""
+        """Append a node that quantization leaves alone: it costs next to nothing as it is."""
         self.exact.add(name)
         return self.op(kind, name, inputs)
 

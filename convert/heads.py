@@ -72,7 +72,7 @@ def _states(body: Body) -> str:
 
 def _sparse(body: Body) -> str:
     """Weigh every token, not below zero: (batch, tokens)."""
-    weights = _linear(body, SPARSE, body.hidden)  # (batch, tokens, 1)
+    weights = _linear(body, SPARSE, body.hidden, 1)  # (batch, tokens, 1)
     last_axis = body.graph.value("sparse.last_axis", [-1])
     return body.graph.op(
         "Relu", "sparse.weights", [body.graph.op("Squeeze", "sparse.flat", [weights, last_axis])]
@@ -81,24 +81,25 @@ def _sparse(body: Body) -> str:
 
 def _colbert(body: Body) -> str:
     """Project every token: (batch, tokens, colbert_size)."""
-    return _linear(body, COLBERT, body.hidden)
+    return _linear(body, COLBERT, body.hidden, body.weights[f"{COLBERT}.bias"].shape[0])
 
 
 def _score(body: Body) -> str:
     """Classify by the state of the first token: one logit a row, (batch,)."""
     dense, projection = CLASSIFIER
-    activated = body.graph.op("Tanh", "classifier.tanh", [_linear(body, dense, _first(body))])
-    logits = _linear(body, projection, activated)  # (batch, 1)
+    activated = body.graph.op("Tanh", "classifier.tanh", [_linear(body, dense, _first(body), body.size)])
+    logits = _linear(body, projection, activated, 1)  # (batch, 1)
     return body.graph.op(
         "Squeeze", "classifier.logit", [logits, body.graph.value("classifier.last_axis", [-1])]
     )
 
 
-def _linear(body: Body, name: str, value: str) -> str:
-    """Apply a linear layer that no precision rounds: heads see few tokens or have few outputs."""
+def _linear(body: Body, name: str, value: str, num_outputs: int) -> str:
+    """Apply a linear layer that no precision rounds: beside the encoder a head costs next to nothing."""
     graph, weights = body.graph, body.weights
-    weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"]))
-    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias"))
+    kernel = weights.joined([f"{name}.weight"], (num_outputs, body.size))
+    weight = graph.constant(f"{name}.weight", kernel)
+    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias", (num_outputs,)))
     return graph.op("Add", f"{name}.biased", [graph.exact_op("MatMul", name, [value, weight]), bias])
 
 

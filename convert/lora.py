@@ -22,6 +22,7 @@ from service.errors import BakeError
 
 WORD_TABLE = "embeddings.word_embeddings"
 TABLE_A, TABLE_B = f"{WORD_TABLE}.adapter_a", f"{WORD_TABLE}.adapter_b"  # (rows, rank), (rank, size) scaled
+ADAPTED = ("embeddings.", "encoder.")  # where every matrix has an update
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What a PEFT adapter may not ask for: each changes the formula.
 PEFT_UNSUPPORTED = ("use_dora", "use_rslora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
@@ -43,8 +44,19 @@ class Adapter:
     """The updates of one task: by module, its blocks of rows one below the other."""
 
     task: str
-    scaling: float
+    rank: int
+    alpha: float
     updates: Mapping[str, tuple[Update, ...]]
+
+    @property
+    def scaling(self) -> float:
+        """Return what the products are multiplied by."""
+        return self.alpha / self.rank
+
+
+def adapter_files(checkpoint: Checkpoint) -> list[Path]:
+    """List the weight files of adapters that have folders of their own."""
+    return sorted(checkpoint.folder.glob(f"*/{PEFT_WEIGHTS}"))
 
 
 def read_adapter(checkpoint: Checkpoint, task: str) -> Adapter:
@@ -63,20 +75,44 @@ def merged(weights: Weights, adapter: Adapter) -> Weights:
     The word table stays as it is, so that all tasks share it: its update comes as two tensors of its own,
     TABLE_A and TABLE_B, for the graph to apply to the rows it looks up.
     """
+    _check_complete(weights, adapter)
     changed: dict[str, Tensor] = {}
     for module, blocks in adapter.updates.items():
         base = weights[f"{module}.weight"]
-        rows = sum(block.left.shape[0] for block in blocks)
-        if any((rows, block.right.shape[1]) != base.shape for block in blocks):
-            raise BakeError(
-                f"adapter {adapter.task}: {module} does not have the shape {base.shape} of its weights"
-            )
+        _check_shapes(adapter, module, base.shape)
         if module == WORD_TABLE:
             changed |= _table_tensors(adapter, blocks[0])
             continue
         read = partial(_merge, base, blocks, adapter.scaling)
         changed[f"{module}.weight"] = Tensor(f"{base.key}@{adapter.task}", base.shape, read)
     return weights.updated(changed)
+
+
+def _check_complete(weights: Weights, adapter: Adapter) -> None:
+    """Refuse an adapter that leaves a matrix of the encoder out: those of this family leave out none."""
+    matrices = [
+        name.removesuffix(".weight")
+        for name, tensor in weights.tensors.items()
+        if name.startswith(ADAPTED) and name.endswith(".weight") and len(tensor.shape) == 2
+    ]
+    missing = [module for module in matrices if module not in adapter.updates]
+    if missing:
+        raise BakeError(f"adapter {adapter.task} has nothing for {', '.join(missing[:3])}")
+
+
+def _check_shapes(adapter: Adapter, module: str, shape: tuple[int, ...]) -> None:
+    blocks = adapter.updates[module]
+    rows = sum(block.left.shape[0] for block in blocks)
+    for block in blocks:
+        if (rows, block.right.shape[1]) != shape:
+            raise BakeError(
+                f"adapter {adapter.task}: {module} does not have the shape {shape} of its weights"
+            )
+        if not block.left.shape[1] == block.right.shape[0] == adapter.rank:
+            raise BakeError(
+                f"adapter {adapter.task}: {module} has rank {block.left.shape[1]} x {block.right.shape[0]}, "
+                f"its config says {adapter.rank}"
+            )
 
 
 def _merge(base: Tensor, blocks: tuple[Update, ...], scaling: float) -> Floats:
@@ -101,7 +137,9 @@ def _stacked(checkpoint: Checkpoint, task: str) -> Adapter:
     tasks = config.get("lora_adaptations")
     if not isinstance(tasks, list) or task not in tasks:
         raise BakeError(f"config.json has no {task!r} among its lora_adaptations {tasks!r}")
-    modules = sorted(name.removesuffix(".lora_A") for name in weights.tensors if name.endswith(".lora_A"))
+    modules = sorted(
+        {name.rpartition(".")[0] for name in weights.tensors if name.endswith((".lora_A", ".lora_B"))}
+    )
     updates = {}
     for module in modules:
         side_a, side_b = (weights[f"{module}.lora_{side}"] for side in "AB")
@@ -110,7 +148,7 @@ def _stacked(checkpoint: Checkpoint, task: str) -> Adapter:
         one_a, one_b = (_slice(side, tasks.index(task)) for side in (side_a, side_b))
         # The two sides change places in tables.
         updates[module] = (Update(one_a, one_b) if _is_table(module) else Update(one_b, one_a),)
-    return Adapter(task, _scaling(config, "lora_alpha", "lora_rank"), updates)
+    return Adapter(task, *_rank_and_alpha(config, "lora_rank", "lora_alpha"), updates)
 
 
 def _peft(folder: Path, task: str) -> Adapter:
@@ -137,7 +175,7 @@ def _peft(folder: Path, task: str) -> Adapter:
         update = Update(_transposed(one_a), _transposed(one_b)) if module in tables else Update(one_b, one_a)
         target, _ = _fused_place(module)
         updates[target] = (*updates.get(target, ()), update)
-    return Adapter(task, _scaling(config, "lora_alpha", "r"), updates)
+    return Adapter(task, *_rank_and_alpha(config, "r", "lora_alpha"), updates)
 
 
 def _fused_place(module: str) -> tuple[str, int]:
@@ -150,11 +188,14 @@ def _is_table(module: str) -> bool:
     return module.startswith("embeddings.")
 
 
-def _scaling(config: Mapping[str, Any], alpha: str, rank: str) -> float:
+def _rank_and_alpha(config: Mapping[str, Any], rank: str, alpha: str) -> tuple[int, float]:
     try:
-        return float(config[alpha]) / float(config[rank])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise BakeError(f"the adapter's config has no usable {alpha} and {rank}: {error!r}") from error
+        found = int(config[rank]), float(config[alpha])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BakeError(f"the adapter's config has no usable {rank} and {alpha}: {error!r}") from error
+    if found[0] < 1:
+        raise BakeError(f"the adapter's config has {rank} {found[0]}, must be positive")
+    return found
 
 
 def _slice(stacked: Tensor, index: int) -> Tensor:

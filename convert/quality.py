@@ -11,6 +11,7 @@ NUM_NEIGHBOURS = 10
 # A quantized precision below one of these is not verified.
 FLOORS = {"mean_cosine": 0.998, "top10_overlap": 0.96}
 RANK_FLOORS = {"rank_correlation": 0.96}
+MAX_SCORE_ERROR = 0.05  # of a reranker's scores, 0 to 1
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,9 +44,11 @@ def of_scores(scores: Floats, exact: Floats) -> RankQuality:
     )
 
 
-def is_above(floors: dict[str, float], found: Quality | RankQuality) -> bool:
-    """Tell whether every figure reaches its floor."""
-    return all(getattr(found, name) >= floor for name, floor in floors.items())
+def is_good(found: Quality | RankQuality) -> bool:
+    """Tell whether every figure reaches its floor, and no score is too far off."""
+    floors = FLOORS if isinstance(found, Quality) else RANK_FLOORS
+    is_near = isinstance(found, Quality) or found.worst_score_error <= MAX_SCORE_ERROR
+    return is_near and all(getattr(found, name) >= floor for name, floor in floors.items())
 
 
 def _ranks(scores: Floats) -> npt.NDArray[np.int64]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert import checkpoint
-from convert.catalog import Recipe
+from convert.catalog import SAFE_FILES, TORCH_FILES, Recipe
 from service.errors import BakeError
 from service.manifest import Source
+
+GIVEN_FILES = tuple(dict.fromkeys((*SAFE_FILES, *TORCH_FILES)))  # another repository may have either format
 
 
 def locate(recipe: Recipe, given: str | None, *, offline: bool) -> tuple[Path, Source]:
@@ -23,4 +25,5 @@ def locate(recipe: Recipe, given: str | None, *, offline: bool) -> tuple[Path, S
         known = Source(id=repository, revision=revision or None)
     elif recipe.package and (found := checkpoint.package_folder(recipe.package)):
         return found, known
-    return checkpoint.download(known, recipe.hub_files, offline=offline), known
+    patterns = recipe.hub_files if given is None else GIVEN_FILES
+    return checkpoint.download(known, patterns, offline=offline), known

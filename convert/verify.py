@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from convert import progress, quality, reference, running
 from convert.catalog import Recipe
-from convert.quality import FLOORS, RANK_FLOORS
 from service import host
-from service.errors import BakeError
+from service.errors import BakeError, ProjectError
 from service.manifest import Kind, Manifest, Precision, Speed, Variant
 
 TEXTS_FILE = Path(__file__).parent / "data" / "sentences.jsonl"
@@ -71,8 +70,14 @@ def verified(folder: Path, manifest: Manifest, on_text: running.OnText) -> Manif
 
 def measure(folder: Path, manifest: Manifest, variant: Variant, on_text: running.OnText) -> Measured:
     """Open a variant, run it on the built-in texts and time it."""
-    model = running.open_variant(folder, manifest, variant)
-    return Measured(running.answers(model, variant, texts(), on_text), running.speed(model, variant, texts()))
+    try:
+        model = running.open_variant(folder, manifest, variant)
+        answers = running.answers(model, variant, texts(), on_text)
+        return Measured(answers, running.speed(model, variant, texts()))
+    except ProjectError:
+        raise
+    except Exception as error:  # ONNX Runtime has one class per status code and no common parent
+        raise BakeError(f"{manifest.name}: {variant.file} cannot be run: {error}") from error
 
 
 def refuse_failed(manifest: Manifest) -> None:
@@ -127,7 +132,6 @@ def _with_figures(kind: Kind, variant: Variant, measured: Measured, exact: Float
     is_exact = variant.precision == Precision.FP32
     if kind == Kind.RERANKER:
         ranks = quality.of_scores(measured.answers, exact)
-        is_good = is_exact or quality.is_above(RANK_FLOORS, ranks)
-        return replace(variant, rank_quality=ranks, verified=is_good)
+        return replace(variant, rank_quality=ranks, verified=is_exact or quality.is_good(ranks))
     found = quality.of_vectors(measured.answers, exact)
-    return replace(variant, quality=found, verified=is_exact or quality.is_above(FLOORS, found))
+    return replace(variant, quality=found, verified=is_exact or quality.is_good(found))

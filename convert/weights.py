@@ -43,29 +43,37 @@ class Weights:
         """Tell whether there is a tensor of this name."""
         return name in self.tensors
 
-    def has_prefix(self, prefix: str) -> bool:
-        """Tell whether any tensor's name begins so."""
-        return any(name.startswith(prefix) for name in self.tensors)
+    def num_layers(self, prefix: str) -> int:
+        """Return one more than the highest number that follows `prefix.` in a name."""
+        numbers = (name.removeprefix(f"{prefix}.").partition(".")[0] for name in self.tensors)
+        return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
 
     def updated(self, tensors: Mapping[str, Tensor]) -> Weights:
         """Return the weights with some tensors added or put in place of others."""
         return Weights({**self.tensors, **tensors}, self.origin)
 
-    def constant(self, name: str) -> Constant:
-        """Make a graph constant of a tensor as it is."""
-        tensor = self[name]
+    def constant(self, name: str, shape: Sequence[int]) -> Constant:
+        """Make a graph constant of a tensor as it is. Raises BakeError when it has another shape."""
+        tensor = self._checked(name, shape)
         return Constant(tensor.key, tensor.shape, FLOAT32, tensor.read)
 
-    def joined(self, names: Sequence[str]) -> Constant:
+    def joined(self, names: Sequence[str], shape: Sequence[int]) -> Constant:
         """Make one constant of linear layers side by side: (out, in) becomes the (in, sum of out) of MatMul.
 
-        Biases (out) become one (sum of out).
+        Biases (out) become one (sum of out). `shape` is what all have together, as (out, in) or (out).
+        Raises BakeError when they have others.
         """
-        tensors = [self[name] for name in names]
-        num_outputs = sum(tensor.shape[0] for tensor in tensors)
+        num_outputs = shape[0] // len(names)
+        tensors = [self._checked(name, (num_outputs, *shape[1:])) for name in names]
 
         def read() -> Floats:
             return np.ascontiguousarray(np.concatenate([tensor.read() for tensor in tensors]).T)
 
         key = "+".join(tensor.key for tensor in tensors) + ".T"
-        return Constant(key, (*tensors[0].shape[1:], num_outputs), FLOAT32, read)
+        return Constant(key, tuple(shape)[::-1], FLOAT32, read)
+
+    def _checked(self, name: str, shape: Sequence[int]) -> Tensor:
+        tensor = self[name]
+        if tensor.shape != tuple(shape):
+            raise BakeError(f"{self.origin}: {name} has shape {tensor.shape} instead of {tuple(shape)}")
+        return tensor

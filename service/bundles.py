@@ -7,7 +7,7 @@ which native thread pools do not survive: no onnxruntime and no tokenizers here 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from service import manifest as contract
@@ -26,7 +26,7 @@ class Bundle:
     def load(self) -> Manifest:
         """Read the manifest, reduced to the tasks wanted. Raises BundleError."""
         manifest = contract.load(self.folder)
-        if not manifest.tasks and all(variant.task for variant in manifest.variants):
+        if not manifest.tasks and not manifest.serves_all_tasks:
             raise BundleError(f"{self.folder} holds base weights alone, which are not served; bake its tasks")
         if not self.tasks:
             return manifest
@@ -37,12 +37,7 @@ class Bundle:
                 f"MODELS_TO_LOAD names {', '.join(unknown)}, neither a bundle nor a task of {manifest.name} "
                 f"(its tasks: {known})"
             )
-        is_default_kept = manifest.default_task in self.tasks
-        return replace(
-            manifest,
-            tasks=tuple(task for task in manifest.tasks if task.name in self.tasks),
-            default_task=manifest.default_task if is_default_kept else None,
-        )
+        return manifest.limited_to(self.tasks)
 
 
 def find_bundles(settings: Settings) -> dict[str, Bundle]:
@@ -96,13 +91,14 @@ def _wanted(words: Sequence[str], found: Mapping[str, Path]) -> dict[str, tuple[
     wanted: dict[str, tuple[str, ...]] = {}
     limited = ""  # the model whose tasks are being listed
     for word in words:
-        model, colon, task = word.partition(":")
+        name, colon, task = word.partition(":")
+        model = name.rpartition("/")[2]  # a hub id finds the model too
         if colon:
             limited = model
             wanted[model] = (*wanted.get(model, ()), task)
-        elif limited and word not in found:
+        elif limited and model not in found:
             wanted[limited] = (*wanted[limited], word)
         else:
             limited = ""
-            wanted[word] = ()
+            wanted[model] = ()
     return {model: tuple(dict.fromkeys(tasks)) for model, tasks in wanted.items()}

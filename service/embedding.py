@@ -19,8 +19,10 @@ from service.scheduler import Scheduler
 from service.tokenization import Tokenizer
 
 WARM_UP_TEXTS = ("warm-up", "a somewhat longer warm-up text")  # of two lengths, so that one is padded
-# Tokens of one request for ColBERT vectors: each is answered with a vector, some 20 kB as JSON.
+# Vectors of one answer beyond one for each input; a vector of 1024 numbers takes some 13 kB as JSON.
 MAX_COLBERT_TOKENS = 32_768
+MAX_CHUNKS = 16_384
+MAX_DOCUMENT_CHARACTERS = 2_000_000  # of late chunking: their tokens with offsets take half a gigabyte
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -54,12 +56,15 @@ class EmbeddingModel:
         """
         options.check(self.manifest, asked)
         if asked.late_chunking:
-            return self.embed_document(late_chunking.document(texts), asked)
+            _check_limit("characters", sum(map(len, texts)), MAX_DOCUMENT_CHARACTERS, "input")
+            whole = late_chunking.document(texts)
+            _check_limit("chunks", len(whole.chunk_ends), MAX_CHUNKS, "input")
+            return self.embed_document(whole, asked)
         dimensions = options.dimensions_of(self.manifest, asked)
         task = options.task_of(self.manifest, asked)
         sequences = self._checked_tokens(texts, task, truncate=asked.truncate)
         if asked.return_colbert:
-            _check_colbert_size(sum(map(len, sequences)))
+            _check_limit("tokens", sum(map(len, sequences)), MAX_COLBERT_TOKENS, "return_colbert")
         outputs = [Output.POOLED]
         outputs += [output for field, output in options.OUTPUTS.items() if getattr(asked, field)]
         rows = self._run(sequences, task, outputs)
@@ -161,11 +166,11 @@ def _colbert(projected: Sequence[Floats] | None) -> list[Floats] | None:
     return [pooling.unit(row[1:], row.shape[1]) for row in projected]
 
 
-def _check_colbert_size(num_tokens: int) -> None:
-    if num_tokens > MAX_COLBERT_TOKENS:
+def _check_limit(what: str, count: int, limit: int, param: str) -> None:
+    """Refuse an answer that would take gigabytes."""
+    if count > limit:
         raise InvalidRequest(
-            f"return_colbert gives a vector for each token; these inputs have {num_tokens} tokens, more than "
-            f"{MAX_COLBERT_TOKENS}. Send fewer inputs at a time.",
-            param="return_colbert",
-            code="too_many_tokens",
+            f"{param}: {count} {what} to answer with vectors are more than {limit}; send less at a time.",
+            param=param,
+            code=f"too_many_{what}",
         )

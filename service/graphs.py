@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from service import logs
 from service.errors import BundleError, ModelUnavailable
 from service.manifest import Manifest, Precision
 from service.session import Session, SessionSettings
@@ -47,6 +49,7 @@ class Graphs:
             return self._session(task)
         except BundleError as error:
             name = self.manifest.name
+            logs.write(logging.ERROR, "task failed to load", model=name, task=task, reason=str(error))
             raise ModelUnavailable(
                 f"Model {name} failed to load task {task}: {error}", code="model_failed"
             ) from error
@@ -59,6 +62,7 @@ class Graphs:
                     may_pad = self.precision not in ROUNDS_ACTIVATIONS
                     settings = replace(self.settings, may_pad=may_pad)
                     self._sessions[file] = Session(self.folder / file, settings)
+                    logs.write(logging.INFO, "graph opened", model=self.manifest.name, file=file)
         return self._sessions[file]
 
     def _file(self, task: str | None) -> str:
@@ -66,5 +70,6 @@ class Graphs:
             if variant.precision == self.precision and variant.task in (task, None):
                 return variant.file
         raise BundleError(
-            f"{self.folder} has no {self.precision} graph of task {task}: bake it with --task {task} --force"
+            f"{self.folder} has no {self.precision} graph of task {task}: bake it again, "
+            f"python -m convert {self.manifest.name} --force"
         )

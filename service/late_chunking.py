@@ -71,13 +71,13 @@ def plan(whole: Document, located: Located, prefix_length: int, max_tokens: int)
     begin = int(np.argmax(is_text))
     end = len(is_text) - int(np.argmax(is_text[::-1]))
     opening, text, closing = np.split(located.ids, [begin, end])
-    chunks = np.searchsorted(whole.chunk_ends, located.ends[begin:end] - prefix_length)
+    ends = np.maximum.accumulate(located.ends[begin:end])  # tokens that share characters end in any order
+    chunks = np.searchsorted(whole.chunk_ends, ends - prefix_length)
     present = np.unique(chunks)
     if whole.is_one_text:
         chunks = np.searchsorted(present, chunks)
     elif len(present) < len(whole.chunk_ends):
         raise _without_token(int(np.setdiff1d(np.arange(len(whole.chunk_ends)), present)[0]))
-    chunks = np.maximum.accumulate(chunks)  # tokens that share characters may end in any order
     capacity = max_tokens - len(opening) - len(closing)
     if capacity < 1:
         raise InvalidRequest(

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -165,6 +166,20 @@ class Manifest:
     def task_names(self) -> tuple[str, ...]:
         """List the names of the tasks."""
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def serves_all_tasks(self) -> bool:
+        """Tell whether one graph serves every task, and requests without one."""
+        return any(variant.task is None for variant in self.variants)
+
+    def limited_to(self, tasks: Collection[str]) -> Manifest:
+        """Return the manifest with only these tasks and their variants; the default task may be gone."""
+        return replace(
+            self,
+            tasks=tuple(task for task in self.tasks if task.name in tasks),
+            default_task=self.default_task if self.default_task in tasks else None,
+            variants=tuple(variant for variant in self.variants if variant.task in {*tasks, None}),
+        )
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

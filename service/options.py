@@ -55,8 +55,7 @@ def task_of(manifest: Manifest, options: EmbedOptions) -> Task | None:
     by_name = {task.name: task for task in manifest.tasks}
     if name in by_name:
         return by_name[name]
-    serves_all = any(variant.task is None for variant in manifest.variants)
-    if name is None and serves_all:
+    if name is None and manifest.serves_all_tasks:
         return None
     known = ", ".join(by_name)
     if name is None:

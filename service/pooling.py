@@ -1,4 +1,4 @@
-"""From states and weights of tokens to vectors. Pure functions on arrays."""
+"""From states and weights of tokens to vectors. Arithmetic on arrays; knows no model."""
 
 from __future__ import annotations
 

@@ -150,9 +150,9 @@ class Registry:
 
 def _first_tasks(manifest: Manifest, bundle: Bundle) -> Sequence[str | None]:
     """Return the tasks to open at start: those a setting names, else the default one; the others wait."""
-    if any(variant.task is None for variant in manifest.variants):
+    if manifest.serves_all_tasks:
         return (None,)
-    return bundle.tasks or (manifest.default_task or manifest.variants[0].task,)
+    return bundle.tasks or (manifest.default_task or manifest.task_names[0],)
 
 
 def _wrong_kind(model: Model) -> InvalidRequest:

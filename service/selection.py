@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from service import host
 from service.errors import BundleError
-from service.manifest import Manifest, Precision, Variant
+from service.manifest import BASE_TASK, Manifest, Precision, Variant
 
 # Used where a bundle has no verified precision, or no speed was measured and 8 bits are not fast.
 BY_ACCURACY = (Precision.FP32, Precision.INT8_BLOCK, Precision.INT8)
@@ -48,7 +48,11 @@ def choose(manifest: Manifest, wanted: Precision | None, instruction_set: str) -
 
 
 def _variants(manifest: Manifest, precision: Precision) -> list[Variant]:
-    return [variant for variant in manifest.variants if variant.precision == precision]
+    return [
+        variant
+        for variant in manifest.variants
+        if variant.precision == precision and variant.task != BASE_TASK
+    ]
 
 
 def _is_verified(manifest: Manifest, precision: Precision) -> bool:

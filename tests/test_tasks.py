@@ -529,3 +529,19 @@ def test_manifest_names_no_base_weights(models: Path):
     manifest = json.loads((models / V3 / "manifest.json").read_text())
     assert [task["name"] for task in manifest["tasks"]] == list(TASKS)
     assert {variant["task"] for variant in manifest["variants"]} == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "code"),
+    [("MAX_CHUNKS", 2, "too_many_chunks"), ("MAX_DOCUMENT_CHARACTERS", 30, "too_many_characters")],
+)
+def test_late_chunking_of_too_much_is_refused(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, name: str, limit: int, code: str
+) -> None:
+    monkeypatch.setattr("service.embedding." + name, limit)
+    text = "The fox is red. The sea is blue. The town is far."
+    body = {"model": V3, "input": text, "late_chunking": True}
+    answer = client.simulate_post("/v1/embeddings", json=body)
+    assert answer.status_code == 422
+    assert (answer.json["error"]["param"], answer.json["error"]["code"]) == ("input", code)
+    assert str(limit) in answer.json["detail"]

@@ -84,7 +84,7 @@ def test_floors_decide_what_is_verified(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, floor: str | None, passes: bool
 ) -> None:
     floors = dict.fromkeys(quality.FLOORS, -1.0) | ({floor: 1.1} if floor else {})
-    monkeypatch.setattr(verify, "FLOORS", floors)
+    monkeypatch.setattr(quality, "FLOORS", floors)
     manifest = bake(RECIPE, BakeRequest(out=tmp_path, source=str(tiny_checkpoint)))
     assert [variant.verified for variant in manifest.variants] == [True, passes, passes]
 
@@ -228,9 +228,11 @@ def test_published_weights_must_be_those_of_the_reference(
     ("name", "change", "reason"),
     [
         ("config.json", {"model_type": "xlm-roberta"}, "xlm-roberta"),
-        ("config.json", {"num_hidden_layers": 1}, "more than the 1 layers"),
+        ("config.json", {"num_hidden_layers": 1}, "has 2 layers, its config.json says 1"),
         ("config.json", {"num_attention_heads": 0}, "below 1"),
         ("config.json", {"hidden_size": None}, "no number"),
+        ("config.json", {"intermediate_size": 60}, r"intermediate\.dense\.weight has shape"),
+        ("config.json", {"vocab_size": 1000}, r"word_embeddings\.weight has shape"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling_mode_cls_token"),
         ("sentence_bert_config.json", {"max_seq_length": "long"}, "max_seq_length"),
     ],

@@ -53,7 +53,7 @@ def test_shards_and_prefixes_give_the_same_tensors(folder: Path) -> None:
 def test_joined_layers_are_columns_side_by_side(folder: Path) -> None:
     weights = Checkpoint(folder).weights
     names = [f"encoder.layer.0.attention.self.{part}.weight" for part in ("query", "key")]
-    constant = weights.joined(names)
+    constant = weights.joined(names, (64, 32))
     assert constant.shape == (32, 64)
     assert np.array_equal(constant.read(), np.concatenate([weights[name].read().T for name in names], axis=1))
 

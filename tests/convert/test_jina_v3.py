@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 from convert import reference
 from convert.__main__ import main
 from service.manifest import BASE_TASK
 from service.session import Session, SessionSettings, pad
-from tests import xlmr
+from tests import golden, xlmr
 from tests.xlmr import TINY, V3
 
 TOLERANCE = 2e-5
+MODEL_FACTS = golden.SHARED / "design" / "model-facts.md"
 TASKS = (*xlmr.PREFIXES, BASE_TASK)
 erf = np.vectorize(math.erf)
 
@@ -129,9 +132,17 @@ def test_tasks_share_what_no_adapter_touches(bundle: Path) -> None:
 def published(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put states of the tiny model, computed by numpy, in the place of the published ones."""
     ids = np.array([0, 345, 232, 328, 740, 140, 2])
-    states = {task: Reference(folder, task).states(ids)[1:4, 1:4].round(4).tolist() for task in TASKS}
-    case = {"name": "A", "ids": ids.tolist(), "rows": [1, 4], "columns": [1, 4], "states": states}
-    content = {"dimensions": TINY.hidden, "tolerance": 1e-4, "cases": [case]}
+    text = "the red fox is far"
+    tokens = np.array(Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids)
+    # Rotary positions are relative: the states behind a masked first token are those of the text without it.
+    masked = {task: Reference(folder, task).states(ids[1:])[:3, 1:4].round(4).tolist() for task in TASKS}
+    whole = {task: Reference(folder, task).states(tokens)[1:2, 1:10].round(4).tolist() for task in TASKS}
+    cases = [
+        {"name": "A", "ids": ids.tolist(), "mask": [0] + [1] * 6, "rows": [1, 4], "columns": [1, 4],
+         "states": masked},
+        {"name": "B", "text": text, "rows": [1, 2], "columns": [1, 10], "states": whole},
+    ]  # fmt: skip
+    content = {"dimensions": TINY.hidden, "tolerance": 1e-4, "cases": cases}
     (tmp_path / "jina-embeddings-v3.json").write_text(json.dumps(content))
     monkeypatch.setattr(reference, "FOLDER", tmp_path)
 
@@ -173,6 +184,18 @@ def test_published_values_are_those_of_six_variants_and_two_cases() -> None:
     shapes = [{np.shape(states) for states in case["states"].values()} for case in content["cases"]]
     assert shapes == [{(3, 3)}, {(1, 9)}]
     assert content["cases"][0]["mask"] == [0] + [1] * 10
+
+
+@pytest.mark.skipif(not MODEL_FACTS.is_file(), reason=golden.MISSING)
+def test_published_values_are_those_of_the_model_facts() -> None:
+    """Every number of the tables, in their order."""
+    section = MODEL_FACTS.read_text(encoding="utf-8").split("### 1.7 Reference values")[1].split("## 2.")[0]
+    rows = re.findall(r"^\| (\w+) \|((?: -?\d.*)+)\|$", section, re.MULTILINE)
+    written = [float(number) for _, cells in rows for number in re.findall(r"-?\d+\.\d+", cells)]
+    content = json.loads((reference.FOLDER / "jina-embeddings-v3.json").read_text(encoding="utf-8"))
+    stored = [np.ravel(states).tolist() for case in content["cases"] for states in case["states"].values()]
+    assert len(written) == 6 * (9 + 9)
+    assert written == [number for numbers in stored for number in numbers]
 
 
 def test_a_model_of_other_sizes_is_not_compared(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,6 +97,16 @@ def test_a_peft_adapter_may_carry_the_prefix_of_peft(peft: Path, tmp_path: Path)
     assert np.array_equal(plain, prefixed)
 
 
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_a_stacked_adapter_with_one_side_is_refused(stacked: Path, tmp_path: Path, side: str) -> None:
+    copy = Path(shutil.copytree(stacked, tmp_path / "copy"))
+    tensors = dict(load_file(copy / "model.safetensors"))
+    del tensors[f"roberta.{OUTPUT}.parametrizations.weight.0.lora_{side}"]
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(BakeError, match=f"no tensor '{OUTPUT}.lora_{side}'"):
+        merged(copy, TASKS[0])
+
+
 @pytest.mark.parametrize("change", [{"use_rslora": True}, {"use_dora": True}, {"peft_type": "IA3"}, {"r": 0}])
 def test_a_peft_config_with_another_formula_is_refused(
     peft: Path, tmp_path: Path, change: dict[str, object]
@@ -126,6 +136,16 @@ def cut_columns(tensors: dict[str, np.ndarray]) -> None:
     tensors[name] = np.ascontiguousarray(tensors[name][:, :-1])
 
 
+def drop_module(tensors: dict[str, np.ndarray]) -> None:
+    for name in [name for name in tensors if "layers.0.mlp.fc1." in name]:
+        del tensors[name]
+
+
+def cut_rank(tensors: dict[str, np.ndarray]) -> None:
+    name = next(name for name in tensors if name.endswith("fc1.lora_A.weight"))
+    tensors[name] = np.ascontiguousarray(tensors[name][:-1])
+
+
 @pytest.mark.parametrize(
     ("break_it", "reason"),
     [
@@ -133,6 +153,8 @@ def cut_columns(tensors: dict[str, np.ndarray]) -> None:
         (add_stranger, "not a part of a LoRA layer"),
         (add_module, "no tensor 'nothing.weight'"),
         (cut_columns, "does not have the shape"),
+        (drop_module, "nothing for encoder.layers.0.mlp.fc1"),
+        (cut_rank, "rank 4 x 3, its config says 4"),
     ],
 )
 def test_a_broken_peft_adapter_is_named(
@@ -153,6 +175,7 @@ def test_a_broken_peft_adapter_is_named(
         ({"lora_adaptations": list(TASKS[1:])}, "retrieval.query"),
         ({"lora_adaptations": [*TASKS, "another"]}, "config.json names 6 tasks"),
         ({"lora_rank": 0}, "lora_rank"),
+        ({"lora_rank": 8}, "rank 4 x 4, its config says 8"),
         ({"lora_alpha": None}, "lora_alpha"),
     ],
 )

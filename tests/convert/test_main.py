@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convert import verify
+from convert import quality, verify
 from convert.__main__ import main
 from convert.catalog import RECIPES
 from tests.conftest import MODEL
@@ -34,6 +34,8 @@ def test_an_existing_bundle_is_kept_without_force(
         ([], "name a model"),
         (["gpt-2"], "not in the catalog"),
         ([MODEL, "--source", "nowhere"], "neither a folder nor a hub id"),
+        ([MODEL, "--task", "retrieval.query"], "leave --task out"),
+        (["jina-embeddings-v3", "--task", "code.query"], "choose from retrieval.query"),
         (["verify", MODEL], "manifest.json cannot be read"),
     ],
 )
@@ -47,7 +49,9 @@ def test_a_failure_is_one_line(
     assert reason in lines[0]
 
 
-@pytest.mark.parametrize("arguments", [["--precision", "int5"], ["--verify", "maybe"]])
+@pytest.mark.parametrize(
+    "arguments", [["--precision", "int5"], ["--verify", "maybe"], ["--task", " , "]], ids=str
+)
 def test_a_wrong_option_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         main([MODEL, *arguments])
@@ -70,9 +74,9 @@ def test_verify_prints_figures_and_sees_damage(
 def test_verify_fails_when_a_precision_falls_below_its_floor(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verify, "FLOORS", {"mean_cosine": 0.5})
+    monkeypatch.setattr(quality, "FLOORS", {"mean_cosine": 0.5})
     assert main([MODEL, "--source", str(tiny_checkpoint), "--out", str(tmp_path)]) == 0
-    monkeypatch.setattr(verify, "FLOORS", {"mean_cosine": 1.1})
+    monkeypatch.setattr(quality, "FLOORS", {"mean_cosine": 1.1})
     assert main(["verify", MODEL, "--out", str(tmp_path)]) == 1
     assert "no longer verified: int8/model.onnx" in capsys.readouterr().err
 

@@ -51,6 +51,12 @@ def test_an_item_without_a_token_is_named(ends: list[int], token_ends: list[int]
     assert caught.value.param == f"input[{index}]"
 
 
+def test_tokens_that_end_in_another_order_stay_with_their_chunks() -> None:
+    plan = late_chunking.plan(document([2, 5, 9], is_one_text=True), located([2, 9, 5]), 0, 100)
+    assert plan.num_chunks == 2
+    assert plan.windows[0].chunks.tolist() == [0, 0, 1, 1, 1]
+
+
 def test_a_text_without_any_token_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"input\[0\]"):
         late_chunking.plan(document([], is_one_text=True), located([]), 0, 100)

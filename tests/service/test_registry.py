@@ -95,12 +95,22 @@ def test_a_broken_bundle_does_not_stop_the_start(models: Path) -> None:
         (("a:x", "y", "b"), {"a": ("x", "y"), "b": ()}),
         (("b", "a:x", "a:y", "x"), {"b": (), "a": ("x", "y")}),
         (("a:x", "b", "c"), {"a": ("x",), "b": (), "c": ()}),
+        (("hub/a:x", "hub/b"), {"a": ("x",), "b": ()}),
     ],
 )
 def test_a_word_after_a_task_is_another_task_unless_it_is_a_bundle(
     words: tuple[str, ...], wanted: dict[str, tuple[str, ...]]
 ) -> None:
     assert bundles._wanted(words, {"a": Path(), "b": Path()}) == wanted
+
+
+def test_base_weights_beside_a_task_that_is_not_the_default_one(tmp_path: Path) -> None:
+    source = xlmr.write_jina_v3(tmp_path / "checkpoint")
+    xlmr.bake_tiny(tmp_path / "models", xlmr.V3, source, ("none", "retrieval.query"))
+    registry = registry_of(tmp_path / "models")
+    registry.load()
+    assert registry.failed() == {}
+    assert registry.embedding(xlmr.V3).graphs.open_tasks() == ["retrieval.query"]
 
 
 def test_base_weights_alone_are_not_served(tmp_path: Path) -> None:
