@@ -167,9 +167,7 @@ def test_pairs_score_the_same_alone_and_together(models: Path, precision: Precis
 def test_a_task_that_is_not_served_does_not_decide_the_precision(models: Path) -> None:
     manifest = contract.load(models / V3)
     variants = tuple(
-        replace(
-            variant, verified=variant.task == TASKS[0] or variant.precision == Precision.FP32, speed=None
-        )
+        replace(variant, verified=variant.task == TASKS[0] or variant.precision == Precision.FP32, speed=None)
         for variant in manifest.variants
     )
     manifest = replace(manifest, variants=variants)
