@@ -19,7 +19,6 @@ FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 BASE_TASK = "none"  # a variant of the weights without any adapter: to compare with references, never served
-HASH_BLOCK = 1 << 20  # bytes read at a time when hashing
 
 
 class Precision(StrEnum):
@@ -203,7 +202,8 @@ def load(folder: Path) -> Manifest:
         version = msgspec.json.decode(content, type=dict[str, object]).get("format_version")
         if version != FORMAT_VERSION:
             raise BundleError(
-                f"{path} has format_version {version!r}, this version reads {FORMAT_VERSION}: bake it again"
+                f"{path} has format_version {version!r}, this version reads {FORMAT_VERSION}: "
+                f"bake it again, python -m convert {folder.name}"
             )
         manifest = msgspec.json.decode(content, type=Manifest)
     except OSError as error:
@@ -243,8 +243,5 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file as hex."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
