@@ -47,9 +47,7 @@ def _embeddings(graph: Graph, weights: Weights, config: EncoderConfig) -> str:
     if TABLE_A in weights:
         summed = graph.op("Add", "words.adapted", [summed, _word_update(graph, weights)])
     if config.rotary_base is None:
-        num_tokens = graph.op("Shape", "num_tokens", [INPUT_IDS], {"start": 1, "end": 2})
-        positions = graph.constant("position_embeddings", _positions(weights, config))
-        added = graph.op("Slice", "positions", [positions, graph.value("begin", [0]), num_tokens])
+        added = _positions(graph, weights, config)
     else:
         added = graph.constant("token_type", _token_type(weights, config))
     return _norm(
@@ -65,17 +63,34 @@ def _word_update(graph: Graph, weights: Weights) -> str:
     return graph.exact_op("MatMul", "words.adapter", [narrow, columns])
 
 
-def _positions(weights: Weights, config: EncoderConfig) -> Constant:
-    """Join the position table and the vector of token type 0, which every token has."""
-    num_rows = config.max_positions + config.first_position
+def _positions(graph: Graph, weights: Weights, config: EncoderConfig) -> str:
+    """Look up the learned positions, to which the vector of token type 0, which every token has, is added.
+
+    Where an architecture skips padding positions, a padding token that a text contains has a position of its
+    own, and the tokens behind it count on as if it were not there. Source: transformers, XLM-RoBERTa.
+    """
+    table = graph.constant("position_embeddings", _position_table(weights, config))
+    if config.padding_id is None:
+        num_tokens = graph.op("Shape", "num_tokens", [INPUT_IDS], {"start": 1, "end": 2})
+        return graph.op("Slice", "positions", [table, graph.value("begin", [0]), num_tokens])
+    is_padding = graph.op("Equal", "is_padding", [INPUT_IDS, graph.value("padding_id", config.padding_id)])
+    counts = graph.op("Cast", "counts", [graph.op("Not", "is_counted", [is_padding])], {"to": 7})  # int64
+    running = graph.op("CumSum", "running_count", [counts, graph.value("tokens_axis", 1)])
+    places = graph.op("Mul", "positions.places", [running, counts])  # 0 for padding, 1 for the first token
+    return graph.exact_op("Gather", "positions", [table, places])
+
+
+def _position_table(weights: Weights, config: EncoderConfig) -> Constant:
+    first_row = config.padding_id or 0
+    num_rows = config.num_position_rows
     positions = weights.constant("embeddings.position_embeddings.weight", (num_rows, config.hidden_size))
     token_type = _token_type(weights, config)
 
     def read() -> Floats:
         rows, added = np.asarray(positions.read(), np.float32), np.asarray(token_type.read(), np.float32)
-        return rows[config.first_position :] + added
+        return rows[first_row:] + added
 
-    shape = (config.max_positions, config.hidden_size)
+    shape = (num_rows - first_row, config.hidden_size)
     return Constant(f"{positions.key}+{token_type.key}", shape, FLOAT32, read)
 
 

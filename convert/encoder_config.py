@@ -25,7 +25,7 @@ class Layout:
     up: str = "intermediate.dense"
     down: str = "output.dense"
     output_norm: str = "output.LayerNorm"
-    skips_padding_positions: bool = False  # the first token is at position pad_token_id + 1
+    skips_padding_positions: bool = False  # the first token is at pad_token_id + 1, padding has no place
 
 
 LAYOUTS: dict[Architecture, Layout] = {
@@ -60,7 +60,7 @@ class EncoderConfig:
     vocabulary_size: int
     norm_eps: float
     max_positions: int  # tokens that have a position
-    first_position: int = 0  # row of the position table that the first token takes
+    padding_id: int | None = None  # where positions skip padding tokens: their id, and their position
     rotary_base: float | None = None  # None: a table of learned positions
 
     def __post_init__(self) -> None:
@@ -71,6 +71,11 @@ class EncoderConfig:
             raise BakeError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_heads}"
             )
+
+    @property
+    def num_position_rows(self) -> int:
+        """Return the rows of the table of learned positions."""
+        return self.max_positions + (0 if self.padding_id is None else self.padding_id + 1)
 
     @property
     def head_size(self) -> int:
@@ -91,7 +96,8 @@ def read(architecture: Architecture, config: Mapping[str, object]) -> EncoderCon
             raise BakeError(f"config.json has {key} {value!r}: this recipe reads only {', '.join(allowed)}")
     is_rotary = layout.position_type == "rotary"
     try:
-        first_position = int(str(config["pad_token_id"])) + 1 if layout.skips_padding_positions else 0
+        padding_id = int(str(config["pad_token_id"])) if layout.skips_padding_positions else None
+        unused_rows = 0 if padding_id is None else padding_id + 1
         return EncoderConfig(
             layout=layout,
             num_layers=int(str(config["num_hidden_layers"])),
@@ -100,8 +106,8 @@ def read(architecture: Architecture, config: Mapping[str, object]) -> EncoderCon
             feed_forward_size=int(str(config["intermediate_size"])),
             vocabulary_size=int(str(config["vocab_size"])),
             norm_eps=float(str(config["layer_norm_eps"])),
-            max_positions=int(str(config["max_position_embeddings"])) - first_position,
-            first_position=first_position,
+            max_positions=int(str(config["max_position_embeddings"])) - unused_rows,
+            padding_id=padding_id,
             rotary_base=_rotary_base(config) if is_rotary else None,
         )
     except KeyError as error:
