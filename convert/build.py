@@ -10,8 +10,9 @@ from convert.checkpoint import Checkpoint
 from convert.graph import Graph
 from convert.weights import Weights
 from service.errors import BakeError
-from service.manifest import BASE_TASK, Pooling
+from service.manifest import BASE_TASK, Kind, Pooling
 
+CLASSIFIER_CLASS = "ForSequenceClassification"  # the end of the class name in config.json
 POOLING_CONFIG = "1_Pooling/config.json"
 POOLING_MODES = {Pooling.MEAN: "pooling_mode_mean_tokens", Pooling.CLS: "pooling_mode_cls_token"}
 
@@ -41,6 +42,7 @@ def build(recipe: Recipe, opened: Checkpoint, tasks: Sequence[str | None]) -> Gr
     Raises BakeError where the checkpoint contradicts the recipe.
     """
     _check_pooling(recipe, opened)
+    _check_kind(recipe, opened)
     return {task: _graph(recipe, opened, _weights(opened, task)) for task in tasks}
 
 
@@ -58,6 +60,15 @@ def _graph(recipe: Recipe, opened: Checkpoint, weights: Weights) -> Graph:
     return graph
 
 
+def _check_kind(recipe: Recipe, opened: Checkpoint) -> None:
+    """Refuse a classifier in the place of an embedding model: its encoder was trained for something else."""
+    classes = [str(name) for name in opened.config.get("architectures") or ()]
+    if recipe.manifest.kind == Kind.EMBEDDING and any(name.endswith(CLASSIFIER_CLASS) for name in classes):
+        raise BakeError(
+            f"{opened.folder} holds {', '.join(classes)}: {recipe.manifest.name} is an embedding model"
+        )
+
+
 def _check_pooling(recipe: Recipe, opened: Checkpoint) -> None:
     """Refuse a checkpoint whose sentence-transformers config pools in another way."""
     if not opened.has_file(POOLING_CONFIG):
@@ -66,4 +77,7 @@ def _check_pooling(recipe: Recipe, opened: Checkpoint) -> None:
         name for name, value in opened.read_json(POOLING_CONFIG).items() if "mode" in name and value is True
     }
     if modes and modes != {POOLING_MODES[recipe.manifest.pooling]}:
-        raise BakeError(f"{POOLING_CONFIG} pools by {', '.join(sorted(modes))}: this recipe cannot read it")
+        raise BakeError(
+            f"{opened.folder / POOLING_CONFIG} pools by {', '.join(sorted(modes))}: "
+            f"{recipe.manifest.name} does not"
+        )

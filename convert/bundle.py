@@ -72,9 +72,9 @@ class WeightsFile:
 
 
 def weights_bytes(graphs: Mapping[str, Graph]) -> int:
-    """Return the size of the weights that graphs share, each counted once."""
+    """Return the size of the weights outside the graph files, those that graphs share counted once."""
     sizes = {value.key: value.num_bytes for graph in graphs.values() for value in graph.constants.values()}
-    return sum(sizes.values())
+    return sum(size for size in sizes.values() if size > INLINE_MAX_BYTES)
 
 
 def write_graphs(

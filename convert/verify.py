@@ -99,6 +99,8 @@ def report(manifest: Manifest) -> Iterable[str]:
     """Describe every variant in a line."""
     for variant in manifest.variants:
         state = "verified" if variant.verified else "NOT VERIFIED"
+        if variant.speed is None:
+            state = "not measured"
         parts = [f"{manifest.name}{_of_task(variant)} {variant.precision}: {state}", *_figures(variant)]
         yield "; ".join(parts)
 

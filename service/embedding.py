@@ -170,7 +170,7 @@ def _check_limit(what: str, count: int, limit: int, param: str) -> None:
     """Refuse an answer that would take gigabytes."""
     if count > limit:
         raise InvalidRequest(
-            f"{param}: {count} {what} to answer with vectors are more than {limit}; send less at a time.",
+            f"{param}: {count} {what} are more than the {limit} of one request; send less at a time.",
             param=param,
             code=f"too_many_{what}",
         )

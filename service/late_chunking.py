@@ -67,7 +67,9 @@ def plan(whole: Document, located: Located, prefix_length: int, max_tokens: int)
     """
     is_text = ~located.is_special & (located.ends > prefix_length)
     if not is_text.any():
-        raise _without_token(0)
+        raise InvalidRequest(
+            "input[0] has no token, so there is no chunk; send a text.", param="input[0]", code="empty_input"
+        )
     begin = int(np.argmax(is_text))
     end = len(is_text) - int(np.argmax(is_text[::-1]))
     opening, text, closing = np.split(located.ids, [begin, end])

@@ -61,7 +61,7 @@ def task_of(manifest: Manifest, options: EmbedOptions) -> Task | None:
     if name is None:
         message = f"Model {manifest.name} is served without its default task; name one of {known} in 'task'."
     elif by_name:
-        message = f"Model {manifest.name} has no task {name[:100]!r}; it has {known}."
+        message = f"Model {manifest.name} serves no task {name[:100]!r}; it serves {known}."
     else:
         message = f"Model {manifest.name} has no tasks; leave 'task' out."
     raise InvalidRequest(message, param="task", code="unknown_task")
@@ -72,9 +72,11 @@ def dimensions_of(manifest: Manifest, options: EmbedOptions) -> int:
     size = manifest.dimensions
     wanted = size if options.dimensions is None else options.dimensions
     if wanted != size and not (manifest.truncatable and 1 <= wanted <= size):
-        allowed = f"from 1 to {size}" if manifest.truncatable else f"{size}, its own size,"
+        allowed = (
+            f"gives sizes from 1 to {size}" if manifest.truncatable else f"has only its own size, {size}"
+        )
         raise InvalidRequest(
-            f"'dimensions' is {wanted}; model {manifest.name} takes only {allowed}.",
+            f"'dimensions' is {wanted}; model {manifest.name} {allowed}.",
             param="dimensions",
             code="invalid_dimensions",
         )

@@ -9,10 +9,12 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.processes import PROJECT
 
@@ -30,9 +32,11 @@ def is_there() -> bool:
     return (GOLDEN / "make_checkpoints.py").is_file() and TOKENIZER.is_file()
 
 
-def cases(model: str, kind: str) -> list[dict[str, Any]]:
-    """List the cases of one kind of a model; none where the golden set is absent."""
-    return expected(model).get(kind, []) if is_there() else []
+def cases(model: str, kind: str, keep: Callable[[dict[str, Any]], object] = bool) -> list[Any]:
+    """List the cases of one kind of a model; one that skips where the golden set is absent."""
+    if not is_there():
+        return [pytest.param(None, marks=pytest.mark.skip(reason=MISSING), id="absent")]
+    return [case for case in expected(model).get(kind, []) if keep(case)]
 
 
 def expected(model: str) -> dict[str, Any]:

@@ -35,6 +35,10 @@ def by_id(case: dict[str, Any]) -> str:
     return str(case["id"])
 
 
+def has_task(case: dict[str, Any]) -> bool:
+    return bool(case["task"])
+
+
 def embed(client: TestClient, model: str, texts: Any, **fields: Any) -> dict[str, Any]:
     answer = client.simulate_post("/v1/embeddings", json={"model": model, "input": texts, **fields})
     assert answer.status_code == 200, answer.text
@@ -75,7 +79,7 @@ def reranker(golden_registry: Registry) -> Reranker:
     return golden_registry.reranker(RERANKER)
 
 
-@pytest.mark.parametrize("case", [c for c in golden.cases(V3, "cases") if c["task"]], ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(V3, "cases", has_task), ids=by_id)
 def test_v3_vectors_over_http(golden_client: TestClient, v3_arrays: dict[str, np.ndarray], case: Any) -> None:
     text = golden.expected(V3)["texts"][case["text"]]
     answer = vectors(embed(golden_client, V3, text, task=case["task"]))
@@ -85,7 +89,7 @@ def test_v3_vectors_over_http(golden_client: TestClient, v3_arrays: dict[str, np
         assert_near(cut[0], v3_arrays[name], golden.UNIT)
 
 
-@pytest.mark.parametrize("case", [c for c in golden.cases(V3, "cases") if not c["task"]], ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(V3, "cases", lambda case: not has_task(case)), ids=by_id)
 def test_v3_vectors_without_adapter(v3: EmbeddingModel, v3_arrays: dict[str, np.ndarray], case: Any) -> None:
     text = golden.expected(V3)["texts"][case["text"]]
     sizes = {
@@ -131,7 +135,7 @@ def is_expressible(case: dict[str, Any]) -> bool:
     return bool(case["task"]) and case["form"] == "items" and case["join"] == " "
 
 
-@pytest.mark.parametrize("case", [*filter(is_expressible, golden.cases(V3, "late_chunking"))], ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(V3, "late_chunking", is_expressible), ids=by_id)
 def test_v3_late_chunking_over_http(
     golden_client: TestClient, v3_arrays: dict[str, np.ndarray], case: Any
 ) -> None:
@@ -232,7 +236,7 @@ def is_whole(case: dict[str, Any]) -> bool:
     return "max_tokens" not in case
 
 
-@pytest.mark.parametrize("case", [*filter(is_whole, golden.cases(RERANKER, "cases"))], ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(RERANKER, "cases", is_whole), ids=by_id)
 def test_reranker_scores_over_http(golden_client: TestClient, case: Any) -> None:
     body = {"model": RERANKER, "query": case["query"], "documents": [case["passage"]]}
     answer = golden_client.simulate_post("/v1/rerank", json=body)

@@ -176,6 +176,11 @@ def test_a_task_that_is_not_served_does_not_decide_the_precision(models: Path) -
     assert Bundle(models / V3, TASKS[:1]).load().task_names == TASKS[:1]
 
 
+def test_a_reranker_is_not_baked_as_an_embedding_model(sources: Path, tmp_path: Path) -> None:
+    with pytest.raises(BakeError, match="ForSequenceClassification: bge-m3 is an embedding model"):
+        xlmr.bake_tiny(tmp_path, BGE_M3, sources / BGE_RERANKER)
+
+
 def change(name: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {name: np.zeros(shape, dtype=np.float32)}
 
