@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from convert import encoder, encoder_config, heads, lora
 from convert.catalog import Recipe
 from convert.checkpoint import Checkpoint
+from convert.encoder_config import EncoderConfig
 from convert.graph import Graph
 from convert.weights import Weights
 from service.errors import BakeError
@@ -43,7 +44,8 @@ def build(recipe: Recipe, opened: Checkpoint, tasks: Sequence[str | None]) -> Gr
     """
     _check_pooling(recipe, opened)
     _check_kind(recipe, opened)
-    return {task: _graph(recipe, opened, _weights(opened, task)) for task in tasks}
+    config = encoder_config.read(recipe.architecture, opened.config)
+    return {task: _graph(recipe, config, _weights(opened, task)) for task in tasks}
 
 
 def _weights(opened: Checkpoint, task: str | None) -> Weights:
@@ -52,8 +54,7 @@ def _weights(opened: Checkpoint, task: str | None) -> Weights:
     return lora.merged(opened.weights, lora.read_adapter(opened, str(task)))
 
 
-def _graph(recipe: Recipe, opened: Checkpoint, weights: Weights) -> Graph:
-    config = encoder_config.read(recipe.architecture, opened.config)
+def _graph(recipe: Recipe, config: EncoderConfig, weights: Weights) -> Graph:
     graph, hidden = encoder.build(weights, config)
     body = heads.Body(graph, weights, hidden, config.hidden_size, recipe.manifest.pooling)
     heads.add_outputs(body, heads.available(recipe.manifest.outputs, weights))

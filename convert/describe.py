@@ -49,11 +49,9 @@ def with_variants(
         for precision in precisions
         for task in tasks
     )
-    described = replace(manifest, variants=variants)
-    if described.serves_all_tasks:
-        return described
-    baked = [task for task in tasks if task is not None]
-    return replace(described.limited_to(baked), variants=variants)
+    if None not in tasks:
+        manifest = manifest.limited_to([task for task in tasks if task])
+    return replace(manifest, variants=variants)
 
 
 def graph_name(task: str | None) -> str:

@@ -125,7 +125,7 @@ def _attention(graph: Graph, weights: Weights, config: EncoderConfig, layer: str
             "else_branch": branch(f"{name}.unmasked", "MultiHeadAttention", arguments, heads),
         },
     )
-    output = _linear(graph, weights, f"{layer}.{layout.attention_output}", context, (size, size))
+    output = linear(graph, weights, f"{layer}.{layout.attention_output}", context, (size, size))
     return _add_norm(graph, weights, config, f"{layer}.{layout.attention_norm}", (output, hidden))
 
 
@@ -159,12 +159,12 @@ def _feed_forward(graph: Graph, weights: Weights, config: EncoderConfig, layer: 
     bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias", (wide_size,)))
     wide = graph.op("MatMul", name, [hidden, weight])  # (batch, tokens, feed_forward)
     activated = graph.op("BiasGelu", f"{name}.gelu", [wide, bias])
-    narrow = _linear(graph, weights, f"{layer}.{layout.down}", activated, (narrow_size, wide_size))
+    narrow = linear(graph, weights, f"{layer}.{layout.down}", activated, (narrow_size, wide_size))
     return _add_norm(graph, weights, config, f"{layer}.{layout.output_norm}", (narrow, hidden))
 
 
-def _linear(graph: Graph, weights: Weights, name: str, value: str, shape: tuple[int, int]) -> str:
-    """Apply a linear layer of (out, in)."""
+def linear(graph: Graph, weights: Weights, name: str, value: str, shape: tuple[int, int]) -> str:
+    """Append a linear layer of (out, in) under its tensors' name; return the name of its result."""
     weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"], shape))
     bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias", shape[:1]))
     return graph.op("Add", f"{name}.biased", [graph.op("MatMul", name, [value, weight]), bias])

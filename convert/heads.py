@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from convert.encoder import ATTENTION_MASK
+from convert.encoder import ATTENTION_MASK, linear
 from convert.graph import Graph
 from convert.weights import Weights
 from service.manifest import Output, Pooling
@@ -40,8 +40,7 @@ def add_outputs(body: Body, outputs: Sequence[Output]) -> None:
     for output in outputs:
         head, shape = HEADS[output]
         body.graph.op("Identity", output, [head(body)])
-        sizes = {"size": body.size}
-        body.graph.output(output, [sizes.get(dimension, dimension) for dimension in shape])
+        body.graph.output(output, [body.size if dimension == "size" else dimension for dimension in shape])
 
 
 def _pooled(body: Body) -> str:
@@ -96,11 +95,8 @@ def _score(body: Body) -> str:
 
 def _linear(body: Body, name: str, value: str, num_outputs: int) -> str:
     """Apply a linear layer that no precision rounds: beside the encoder a head costs next to nothing."""
-    graph, weights = body.graph, body.weights
-    kernel = weights.joined([f"{name}.weight"], (num_outputs, body.size))
-    weight = graph.constant(f"{name}.weight", kernel)
-    bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias", (num_outputs,)))
-    return graph.op("Add", f"{name}.biased", [graph.exact_op("MatMul", name, [value, weight]), bias])
+    body.graph.exact.add(name)
+    return linear(body.graph, body.weights, name, value, (num_outputs, body.size))
 
 
 POOLINGS: dict[Pooling, Callable[[Body], str]] = {Pooling.MEAN: _mean, Pooling.CLS: _first}

@@ -58,14 +58,17 @@ def checked(folder: Path, manifest: Manifest, recipe: Recipe) -> Manifest:
 
 def verified(folder: Path, manifest: Manifest, on_text: running.OnText) -> Manifest:
     """Run every variant of a bundle, fp32 among them; return the manifest with the figures filled in."""
-    exact: dict[str | None, Floats] = {}
-    variants = []
-    for variant in sorted(manifest.variants, key=lambda variant: variant.precision != Precision.FP32):
-        measured = measure(folder, manifest, variant, on_text)
-        exact.setdefault(variant.task, measured.answers)
-        variants.append(_with_figures(manifest.kind, variant, measured, exact[variant.task]))
-    order = [variant.file for variant in manifest.variants]
-    return replace(manifest, variants=tuple(sorted(variants, key=lambda variant: order.index(variant.file))))
+    measured = {variant.file: measure(folder, manifest, variant, on_text) for variant in manifest.variants}
+    exact = {
+        variant.task: measured[variant.file].answers
+        for variant in manifest.variants
+        if variant.precision == Precision.FP32
+    }
+    variants = tuple(
+        _with_figures(manifest.kind, variant, measured[variant.file], exact[variant.task])
+        for variant in manifest.variants
+    )
+    return replace(manifest, variants=variants)
 
 
 def measure(folder: Path, manifest: Manifest, variant: Variant, on_text: running.OnText) -> Measured:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from service import late_chunking, options, pooling, tokenization
 from service.errors import InvalidRequest, ModelOutputInvalid
-from service.graphs import Graphs
+from service.graphs import WARM_UP_TEXTS, Graphs
 from service.late_chunking import Document
 from service.manifest import TOKENIZER_FILE, Manifest, Output, Task
 from service.options import EmbedOptions
@@ -18,7 +18,6 @@ from service.pooling import SpanMeans, SparseVector
 from service.scheduler import Scheduler
 from service.tokenization import Tokenizer
 
-WARM_UP_TEXTS = ("warm-up", "a somewhat longer warm-up text")  # of two lengths, so that one is padded
 # Vectors of one answer beyond one for each input; a vector of 1024 numbers takes some 13 kB as JSON.
 MAX_COLBERT_TOKENS = 32_768
 MAX_CHUNKS = 16_384
@@ -90,8 +89,10 @@ class EmbeddingModel:
         for window in plan.windows:  # one after the other: the states of a window need 32 MB and more
             ((states,),) = self._run([window.ids], task, [Output.TOKEN_EMBEDDINGS])
             means.add(states, window.chunks)
-        (tokens,) = self.tokenizer.encode([whole.text], self.manifest.max_tokens)
-        return Embeddings(vectors=pooling.unit(means.means(), dimensions), num_tokens=len(tokens.ids))
+        return Embeddings(
+            vectors=pooling.unit(means.means(), dimensions),
+            num_tokens=self._num_billed([whole.text], [located.ids[: self.manifest.max_tokens]], task),
+        )
 
     def warm_up(self) -> None:
         """Run both ways through every open graph. Raises ModelOutputInvalid when an answer is not finite."""

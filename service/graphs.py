@@ -17,6 +17,7 @@ from service.session import Session, SessionSettings
 # attention without padding; one rounding that tips over tips others, and with its neighbours the answer for a
 # text would move by as much as 8 bits cost at all (cosine 0.998). Unpadded runs are equal to the last bit.
 ROUNDS_ACTIVATIONS = frozenset({Precision.INT8, Precision.INT8_BLOCK})
+WARM_UP_TEXTS = ("warm-up", "a somewhat longer warm-up text")  # of two lengths, so that one is padded
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,10 @@ import numpy.typing as npt
 
 from service import tokenization
 from service.errors import ModelOutputInvalid
-from service.graphs import Graphs
+from service.graphs import WARM_UP_TEXTS, Graphs
 from service.manifest import TOKENIZER_FILE, Manifest, Output
 from service.scheduler import Scheduler
 from service.tokenization import Tokenizer
-
-WARM_UP_DOCUMENTS = ("warm-up", "a somewhat longer warm-up text")  # of two lengths, so that one is padded
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -77,7 +75,7 @@ class Reranker:
 
     def warm_up(self) -> None:
         """Run both ways through the graph once. Raises ModelOutputInvalid when an answer is not finite."""
-        self.rank(WARM_UP_DOCUMENTS[0], WARM_UP_DOCUMENTS)
+        self.rank(WARM_UP_TEXTS[0], WARM_UP_TEXTS)
 
 
 def open_model(graphs: Graphs, scheduler: Scheduler) -> Reranker:
