@@ -9,7 +9,8 @@ from pathlib import Path
 
 from convert import verify
 from convert.bake import BakeRequest, Verification, bake
-from convert.catalog import RECIPES, Recipe
+from convert.catalog import RECIPES
+from convert.recipe import Recipe
 from service import manifest as contract
 from service.errors import BakeError, BundleError, ProjectError
 from service.manifest import MANIFEST_FILE, Manifest, Precision

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from convert import bundle, describe, progress, verify
 from convert.build import GraphsByTask, build, wanted_tasks
-from convert.catalog import Recipe
 from convert.checkpoint import Checkpoint
 from convert.quantize import quantize
+from convert.recipe import Recipe
 from convert.source import locate
 from service.errors import BakeError
 from service.manifest import TOKENIZER_FILE, FileRecord, Manifest, Precision

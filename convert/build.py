@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from convert import encoder, encoder_config, heads, lora
-from convert.catalog import Recipe
+from convert import configs, decoder_heads, encoder, heads, lora, vocabulary
 from convert.checkpoint import Checkpoint
-from convert.encoder_config import EncoderConfig
+from convert.configs import Config
+from convert.decoder_config import DecoderConfig
 from convert.graph import Graph
+from convert.recipe import Recipe
 from convert.weights import Weights
 from service.errors import BakeError
-from service.manifest import BASE_TASK, Kind, Pooling
+from service.manifest import BASE_TASK, TOKENIZER_FILE, Kind, Pooling
 
 CLASSIFIER_CLASS = "ForSequenceClassification"  # the end of the class name in config.json
 POOLING_CONFIG = "1_Pooling/config.json"
-POOLING_MODES = {Pooling.MEAN: "pooling_mode_mean_tokens", Pooling.CLS: "pooling_mode_cls_token"}
+POOLING_MODES = {
+    Pooling.MEAN: "pooling_mode_mean_tokens",
+    Pooling.CLS: "pooling_mode_cls_token",
+    Pooling.LAST: "pooling_mode_lasttoken",
+}
 
 GraphsByTask = dict[str | None, Graph]  # None: the one graph of all tasks
 
@@ -44,8 +49,9 @@ def build(recipe: Recipe, opened: Checkpoint, tasks: Sequence[str | None]) -> Gr
     """
     _check_pooling(recipe, opened)
     _check_kind(recipe, opened)
-    config = encoder_config.read(recipe.architecture, opened.config)
-    return {task: _graph(recipe, config, _weights(opened, task)) for task in tasks}
+    config = configs.read(recipe.architecture, opened.config)
+    token_ids = vocabulary.ids_of(opened.folder / TOKENIZER_FILE, decoder_heads.tokens_of(recipe.manifest))
+    return {task: _graph(recipe, config, _weights(opened, task), token_ids) for task in tasks}
 
 
 def _weights(opened: Checkpoint, task: str | None) -> Weights:
@@ -54,7 +60,9 @@ def _weights(opened: Checkpoint, task: str | None) -> Weights:
     return lora.merged(opened.weights, lora.read_adapter(opened, str(task)))
 
 
-def _graph(recipe: Recipe, config: EncoderConfig, weights: Weights) -> Graph:
+def _graph(recipe: Recipe, config: Config, weights: Weights, token_ids: tuple[int, ...]) -> Graph:
+    if isinstance(config, DecoderConfig):
+        return decoder_heads.build(decoder_heads.Head(weights, config, token_ids), recipe.manifest)
     graph, hidden = encoder.build(weights, config)
     body = heads.Body(graph, weights, hidden, config.hidden_size, recipe.manifest.pooling)
     heads.add_outputs(body, heads.available(recipe.manifest.outputs, weights))

@@ -47,13 +47,18 @@ class WeightsFile:
     def place(self, constant: Constant, on_bytes: OnBytes) -> tuple[int, int]:
         """Return where the constant's bytes are, writing them first if they are new."""
         if constant.key not in self._places:
-            values = np.ascontiguousarray(constant.read(), dtype=constant.dtype)
-            if values.shape != constant.shape:
-                raise BakeError(f"{constant.key} has shape {values.shape} instead of {constant.shape}")
             self._append(b"\0" * (-self._file.tell() % ALIGNMENT))
-            self._places[constant.key] = (self._file.tell(), values.nbytes)
-            self._append(values.reshape(-1).view(np.uint8).data)
-            on_bytes(values.nbytes)
+            begin, num_rows = self._file.tell(), 0
+            for part in constant.parts():
+                values = np.ascontiguousarray(part, dtype=constant.dtype)
+                num_rows += len(values)
+                if values.shape[1:] != constant.shape[1:]:
+                    raise BakeError(f"{constant.key} has shape {values.shape} instead of {constant.shape}")
+                self._append(values.reshape(-1).view(np.uint8).data)
+                on_bytes(values.nbytes)
+            if num_rows != constant.shape[0]:
+                raise BakeError(f"{constant.key} has {num_rows} rows instead of {constant.shape[0]}")
+            self._places[constant.key] = (begin, self._file.tell() - begin)
         return self._places[constant.key]
 
     def _append(self, content: bytes | memoryview) -> None:

@@ -27,7 +27,7 @@ CONFIG_FILE = "config.json"
 SAFETENSORS = ".safetensors"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 WEIGHTS_INDEXES = tuple(f"{name}.index.json" for name in WEIGHTS_FILES)
-NAME_PREFIXES = ("base_model.model.", "bert.", "roberta.")
+NAME_PREFIXES = ("base_model.model.", "bert.", "roberta.", "model.")
 # torch parametrizations: the plain name of a tensor behind them, and of their own tensors.
 NAME_PARTS = ((".parametrizations.weight.original", ".weight"), (".parametrizations.weight.0.", "."))
 
@@ -103,8 +103,14 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         tensor: Floats = file.get_tensor(name).astype(np.float32, copy=False)
         return tensor
 
+    def read_rows(name: str, begin: int, end: int) -> Floats:
+        rows: Floats = file.get_slice(name)[begin:end].astype(np.float32, copy=False)
+        return rows
+
     return {
-        name: Tensor(name, tuple(file.get_slice(name).get_shape()), partial(read, name))
+        name: Tensor(
+            name, tuple(file.get_slice(name).get_shape()), partial(read, name), partial(read_rows, name)
+        )
         for name in list(file.keys())  # noqa: SIM118  no mapping
     }
 

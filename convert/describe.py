@@ -7,20 +7,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from convert import encoder_config, heads, lora
-from convert.catalog import Recipe
+from convert import configs, heads, lora
 from convert.checkpoint import Checkpoint
+from convert.recipe import Recipe
 from service.errors import BakeError
-from service.manifest import Manifest, Precision, Source, Task, Variant, sha256_of
+from service.manifest import Listwise, Manifest, Precision, Source, Task, Variant, sha256_of
 
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "tokenizers", "safetensors")
 MODEL_GRAPH = "model"
 SENTENCE_CONFIG = "sentence_bert_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def described(recipe: Recipe, opened: Checkpoint, source: Source) -> Manifest:
     """Fill in everything but variants and files. Raises BakeError on a wrong limit or size."""
-    config = encoder_config.read(recipe.architecture, opened.config)
+    config = configs.read(recipe.architecture, opened.config)
     files = [*opened.weight_files, *lora.adapter_files(opened)]
     hashes = {str(path.relative_to(opened.folder)): sha256_of(path) for path in files}
     return replace(
@@ -28,6 +29,8 @@ def described(recipe: Recipe, opened: Checkpoint, source: Source) -> Manifest:
         source=replace(source, sha256=hashes),
         max_tokens=_max_tokens(recipe, opened, config.max_positions),
         dimensions=config.hidden_size,
+        default_dimensions=min(recipe.manifest.default_dimensions or config.hidden_size, config.hidden_size),
+        listwise=_listwise(recipe, opened, config.max_positions),
         outputs=heads.available(recipe.manifest.outputs, opened.weights),
         tasks=_tasks(recipe, opened),
         versions=_versions(),
@@ -65,6 +68,19 @@ def _tasks(recipe: Recipe, opened: Checkpoint) -> tuple[Task, ...]:
     if not isinstance(prefixes, dict) or not all(isinstance(prefix, str) for prefix in prefixes.values()):
         raise BakeError(f"config.json has task_instructions {prefixes!r}, must be texts by task")
     return tuple(replace(task, prefix=prefixes.get(task.name, task.prefix)) for task in recipe.manifest.tasks)
+
+
+def _listwise(recipe: Recipe, opened: Checkpoint, max_positions: int) -> Listwise | None:
+    """Take the capacity of a prompt from the tokenizer's config, as the reference does."""
+    if recipe.manifest.listwise is None:
+        return None
+    limits = [recipe.manifest.listwise.capacity, max_positions]
+    if opened.has_file(TOKENIZER_CONFIG):
+        found = opened.read_json(TOKENIZER_CONFIG).get("model_max_length", max_positions)
+        if not isinstance(found, int | float) or found < 1:
+            raise BakeError(f"{TOKENIZER_CONFIG} has model_max_length {found!r}, must be a positive integer")
+        limits.append(int(min(found, max_positions)))  # "without limit" is written as 1e30
+    return replace(recipe.manifest.listwise, capacity=min(limits))
 
 
 def _max_tokens(recipe: Recipe, opened: Checkpoint, max_positions: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from convert import rotary
 from convert.encoder_config import EncoderConfig
 from convert.graph import Constant, Graph, branch
 from convert.lora import TABLE_A, TABLE_B, WORD_TABLE
@@ -131,25 +132,14 @@ def _attention(graph: Graph, weights: Weights, config: EncoderConfig, layer: str
 
 def _rotated(graph: Graph, config: EncoderConfig, value: str) -> str:
     """Turn (batch, tokens, hidden) by the token's position, head by head, in halves (NeoX)."""
-    tables = [graph.constant(f"rotary.{kind}", _rotary_table(config, kind)) for kind in ("cos", "sin")]
+    base, size = config.rotary_base or 0, config.head_size
+    tables = [
+        graph.constant(f"rotary.{kind}", rotary.table(kind, base, config.max_positions, size))
+        for kind in rotary.FUNCTIONS
+    ]
     begin = graph.value("rotary.begin", [0])
     attributes = {"num_heads": config.num_heads, "interleaved": 0}
     return graph.op("RotaryEmbedding", f"{value}.rotated", [value, begin, *tables], attributes)
-
-
-def _rotary_table(config: EncoderConfig, kind: str) -> Constant:
-    """Make the (positions, head / 2) table of `cos` or `sin`, in float32 throughout as the reference does."""
-    half = config.head_size // 2
-
-    def read() -> Floats:
-        exponents = np.arange(half, dtype=np.float32) * np.float32(2 / config.head_size)
-        frequencies = 1 / np.power(np.float32(config.rotary_base or 0), exponents)
-        angles = np.arange(config.max_positions, dtype=np.float32)[:, None] * frequencies
-        values: Floats = {"cos": np.cos, "sin": np.sin}[kind](angles)
-        return values
-
-    key = f"rotary.{kind}.{config.rotary_base}"
-    return Constant(key, (config.max_positions, half), np.dtype(np.float32), read)
 
 
 def _feed_forward(graph: Graph, weights: Weights, config: EncoderConfig, layer: str, hidden: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from convert.catalog import Architecture
+from convert import rotary
+from convert.recipe import Architecture
 from service.errors import BakeError
 
 ACTIVATIONS = ("gelu",)  # the exact (erf) form, as BiasGelu computes it
@@ -118,7 +119,5 @@ def read(architecture: Architecture, config: Mapping[str, object]) -> EncoderCon
 
 def _rotary_base(config: Mapping[str, object]) -> float:
     """Take the base of the rotary angles: as published, or as transformers writes it since version 5."""
-    parameters = config.get("rope_parameters")
-    if "rotary_emb_base" not in config and isinstance(parameters, dict):
-        return float(parameters["rope_theta"])
-    return float(str(config["rotary_emb_base"]))
+    key = "rotary_emb_base"
+    return float(str(config[key])) if key in config else rotary.base(config)

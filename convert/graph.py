@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ OPSET = 21
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 MICROSOFT_OPERATORS = frozenset(
-    {"MultiHeadAttention", "RotaryEmbedding", "BiasGelu"}
+    {"MultiHeadAttention", "GroupQueryAttention", "RotaryEmbedding", "BiasGelu", "QuickGelu"}
+    | {"SkipSimplifiedLayerNormalization"}
     | {"MatMulNBits", "MatMulIntegerToFloat", "GatherBlockQuantized"}
 )
 
@@ -31,6 +32,11 @@ class Constant:
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     read: Callable[[], Array]
+    read_parts: Callable[[], Iterator[Array]] | None = None  # rows after rows, where all at once are too many
+
+    def parts(self) -> Iterator[Array]:
+        """Read the values in parts, rows after rows, or as one part."""
+        return self.read_parts() if self.read_parts else iter([self.read()])
 
     @property
     def num_bytes(self) -> int:
@@ -43,11 +49,19 @@ def constant_of(key: str, array: Array) -> Constant:
     return Constant(key, array.shape, array.dtype, lambda: array)
 
 
+def constant_in_parts(
+    key: str, shape: tuple[int, ...], dtype: npt.DTypeLike, parts: Callable[[], Iterator[Array]]
+) -> Constant:
+    """Make a constant that is written part by part and never held whole."""
+    return Constant(key, shape, np.dtype(dtype), lambda: np.concatenate(list(parts())), parts)
+
+
 @dataclass
 class Graph:
     """Nodes in order, constants by name, inputs and outputs by name. Every value is float32 unless said."""
 
     name: str
+    is_flat: bool = False  # values are (batch * tokens, size)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, Constant] = field(default_factory=dict)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)

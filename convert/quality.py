@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from service.manifest import Quality, RankQuality
+from service.figures import Quality, RankQuality
 
 NUM_NEIGHBOURS = 10
 # A quantized precision below one of these is not verified.

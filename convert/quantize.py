@@ -5,9 +5,8 @@ A linear layer is a MatMul whose second input is a constant; a table is a large 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,20 +15,19 @@ import numpy.typing as npt
 import onnx
 
 from convert.encoder import INPUT_IDS
-from convert.graph import Array, Constant, Graph
+from convert.graph import Array, Constant, Graph, constant_in_parts
+from convert.rounding import (
+    BLOCK_SIZE,
+    INT8_MAX,
+    SMALLEST_SCALE,
+    UINT8_ZERO,
+    quantize_blocks,
+    quantize_columns,
+)
 from service.manifest import Precision
 
-BLOCK_SIZE = 32  # values that share a scale in 8-bit blocks
 TABLE_MIN_VALUES = 1 << 16  # smaller tables stay float32: nothing to gain
-INT8_MAX = 127
-UINT8_ZERO = 128
-# Scales tried per block, as shares of the one that reaches its largest value: clipping that value can
-# cost less than rounding all the others more coarsely.
-SCALE_SHARES = (1.0, 0.9975, 0.995, 0.9925, 0.99)
-VALUES_AT_ONCE = 1 << 18  # values quantized in one step: bounds the memory and fits the cache
-SMALLEST_SCALE = 1e-30  # keeps an all-zero row or column from dividing by zero
 
-Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
@@ -48,7 +46,7 @@ def quantize(graph: Graph, precision: Precision) -> Graph:
     """Return the graph with its linear layers and tables in another precision; fp32 is the graph itself."""
     if precision not in LINEAR_SCHEMES:
         return graph
-    target = Graph(graph.name, inputs=graph.inputs, outputs=graph.outputs)
+    target = Graph(graph.name, graph.is_flat, inputs=graph.inputs, outputs=graph.outputs)
     rewriting = Rewriting(target, {})
     for node in graph.nodes:
         rewrite, constant = _rewrite_for(graph, node, precision)
@@ -98,17 +96,22 @@ def _linear_int8(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -
     one = graph.value("one.float32", 1.0, np.float32)
     zero = graph.value("zero.uint8", UINT8_ZERO, np.uint8)
     product = graph.op("MatMulIntegerToFloat", f"{name}.product", [rows, columns, one, scales, zero])
+    if graph.is_flat:
+        graph.op("Mul", name, [product, row_scales])
+        return
     scaled = graph.op("Mul", f"{name}.scaled", [product, row_scales])
     graph.op("Reshape", name, [scaled, _unflattened_shape(graph)])
 
 
 def _quantized_input(rewriting: Rewriting, value: str, size: int) -> tuple[str, str]:
-    """Quantize (batch, tokens, size) once per token: return the 8-bit rows and their scales (rows, 1)."""
+    """Quantize (.., size) once per token: return the 8-bit rows and their scales (rows, 1)."""
     known = rewriting.quantized_inputs.get(value)
     if known:
         return known
     graph, name = rewriting.graph, f"{value}.int8"
-    flat = graph.op("Reshape", f"{name}.flat", [value, graph.value(f"flat.{size}", [-1, size])])
+    flat = value
+    if not graph.is_flat:
+        flat = graph.op("Reshape", f"{name}.flat", [value, graph.value(f"flat.{size}", [-1, size])])
     last_axis = graph.value("last_axis", [1])
     highest = graph.op("ReduceMax", f"{name}.highest", [flat, last_axis], {"keepdims": 0})
     lowest = graph.op("ReduceMin", f"{name}.lowest", [flat, last_axis], {"keepdims": 0})
@@ -165,12 +168,28 @@ def _table_in_blocks(rewriting: Rewriting, node: onnx.NodeProto, table: Constant
     graph, name = rewriting.graph, node.output[0]
     num_rows, size = table.shape
     key = f"{table.key}:blocks"
-    values = Constant(key, (num_rows, size), np.dtype(np.uint8), lambda: _row_blocks(table)[0])
+    made: list[Floats] = []  # the scales of the parts, while the table is read for its values
+
+    def parts() -> Iterator[Array]:
+        made.clear()
+        for rows in table.parts():
+            values, scales = quantize_blocks(rows.astype(np.float32, copy=False))
+            made.append(scales)
+            yield values[:, :size]
+
+    def read_scales() -> Array:
+        if not made:
+            deque(parts(), maxlen=0)
+        return np.concatenate(made)
+
+    values = constant_in_parts(key, (num_rows, size), np.uint8, parts)
     shape = (num_rows, -(-size // BLOCK_SIZE))
-    scales = Constant(f"{key}.scales", shape, np.dtype(np.float32), lambda: _row_blocks(table)[1])
+    scales = Constant(f"{key}.scales", shape, np.dtype(np.float32), read_scales)
     inputs = [
-        graph.constant(f"{name}.blocks", values), node.input[1], graph.constant(f"{name}.scales", scales),
-    ]  # fmt: skip
+        graph.constant(f"{name}.blocks", values),
+        node.input[1],
+        graph.constant(f"{name}.scales", scales),
+    ]
     attributes = {"bits": 8, "block_size": BLOCK_SIZE, "gather_axis": 0, "quantize_axis": 1}
     graph.op("GatherBlockQuantized", name, inputs, attributes)
 
@@ -185,57 +204,6 @@ def _int8_columns(weight: Constant) -> tuple[Array, Array]:
 def _column_blocks(weight: Constant) -> tuple[Array, Array]:
     values, scales = quantize_blocks(weight.read().astype(np.float32, copy=False).T)
     return values.reshape(len(values), -1, BLOCK_SIZE), scales
-
-
-@lru_cache(maxsize=1)
-def _row_blocks(table: Constant) -> tuple[Array, Array]:
-    values, scales = quantize_blocks(table.read().astype(np.float32, copy=False))
-    return values[:, : table.shape[1]], scales
-
-
-def quantize_columns(weight: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Quantize (in, out) to signed 8 bit with one scale per column: weight ~ values * scales."""
-    scales = np.maximum(np.abs(weight).max(axis=0) / INT8_MAX, SMALLEST_SCALE).astype(np.float32)
-    return np.rint(weight / scales).astype(np.int8), scales
-
-
-def quantize_blocks(rows: Floats) -> tuple[Bytes, Floats]:
-    """Quantize (rows, size) to unsigned 8 bit around 128 with one scale per block of a row.
-
-    Each block takes, of a few scales, the one with the least squared error. The last block is filled up:
-    values (rows, blocks * BLOCK_SIZE), scales (rows, blocks).
-    """
-    num_blocks = -(-rows.shape[1] // BLOCK_SIZE)
-    values = np.empty((len(rows), num_blocks * BLOCK_SIZE), dtype=np.uint8)
-    scales = np.empty((len(rows), num_blocks), dtype=np.float32)
-    step = max(1, VALUES_AT_ONCE // values.shape[1])
-
-    def fill(begin: int) -> None:
-        part = slice(begin, begin + step)
-        values[part], scales[part] = _best_blocks(rows[part])
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(fill, range(0, len(rows), step)))
-    return values, scales
-
-
-def _best_blocks(rows: Floats) -> tuple[Bytes, Floats]:
-    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK_SIZE)))
-    blocks = padded.reshape(len(rows), -1, BLOCK_SIZE)
-    widest = np.abs(blocks).max(axis=2) / INT8_MAX
-    tried = [_rounded(blocks, widest * share) for share in SCALE_SHARES]
-    best = np.argmin([errors for _, _, errors in tried], axis=0)  # (rows, blocks)
-    values = np.choose(best[:, :, None], [values for values, _, _ in tried])
-    scales = np.choose(best, [scales for _, scales, _ in tried])
-    return values.reshape(len(rows), -1), scales
-
-
-def _rounded(blocks: Floats, scales: Floats) -> tuple[Bytes, Floats, Floats]:
-    """Round (rows, blocks, BLOCK_SIZE) by scales (rows, blocks); return values, scales and squared errors."""
-    usable = np.maximum(scales, SMALLEST_SCALE).astype(np.float32)[:, :, None]
-    steps = np.clip(np.rint(blocks / usable), -UINT8_ZERO, INT8_MAX)
-    errors = np.square(steps * usable - blocks).sum(axis=2)
-    return (steps + UINT8_ZERO).astype(np.uint8), usable[:, :, 0], errors
 
 
 LINEAR_SCHEMES: dict[Precision, Rewrite] = {

@@ -1,7 +1,7 @@
 """Compares fp32 graphs with outputs of reference implementations that ship with the converter.
 
-Two kinds: unit vectors of texts, made from weights of a known hash; and token states that others have
-published of a model's real weights, whose hash is not known: they are compared wherever the sizes agree.
+Three kinds: unit vectors of texts, made from weights of a known hash; and token states or cosines that others
+have published of a model's real weights, whose hash is not known: they are compared wherever the sizes agree.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from convert import running
-from convert.catalog import Recipe
-from service.manifest import BASE_TASK, Manifest, Precision, Reference, Variant
+from convert.recipe import PublishedCosines, Recipe
+from service.figures import Reference
+from service.manifest import BASE_TASK, Manifest, Precision, Variant
+from service.options import EmbedOptions
 
 FOLDER = Path(__file__).parent / "data" / "reference"
 
@@ -27,6 +29,8 @@ def compared(folder: Path, manifest: Manifest, recipe: Recipe, variant: Variant)
         return _vectors(folder, manifest, variant, recipe)
     if recipe.published_states:
         return _states(folder, manifest, variant, _read(recipe.published_states))
+    if recipe.published_cosines:
+        return _cosines(folder, manifest, variant, recipe.published_cosines)
     return None
 
 
@@ -69,6 +73,28 @@ def _states(folder: Path, manifest: Manifest, variant: Variant, content: dict[st
         max_abs_difference=max(differences),
         num_texts=len(cases),
         passed=max(differences) <= content["tolerance"],
+    )
+
+
+def _cosines(
+    folder: Path, manifest: Manifest, variant: Variant, published: PublishedCosines
+) -> Reference | None:
+    """Compare the cosines of queries with documents."""
+    if manifest.dimensions != published.dimensions:
+        return None
+    model = running.open_variant(folder, manifest, variant)
+    queries, documents = (
+        running.vectors(model, texts, EmbedOptions(task=task))
+        for texts, task in (
+            (published.queries, published.query_task),
+            (published.documents, published.document_task),
+        )
+    )
+    difference = float(np.abs(queries @ documents.T - np.array(published.cosines)).max())
+    return Reference(
+        max_abs_difference=difference,
+        num_texts=len(published.queries) + len(published.documents),
+        passed=difference <= published.tolerance,
     )
 
 

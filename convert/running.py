@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from service import embedding, host, reranking
 from service.embedding import EmbeddingModel
+from service.errors import BundleError
+from service.figures import Speed
 from service.graphs import Graphs
-from service.manifest import BASE_TASK, Kind, Manifest, Output, Speed, Variant
+from service.manifest import BASE_TASK, Kind, Manifest, Output, Variant
 from service.options import EmbedOptions
 from service.reranking import Reranker
 from service.scheduler import Scheduler
@@ -21,7 +23,8 @@ from service.session import SessionSettings, pad
 BATCH_TOKENS = 1024
 SPEED_ROWS, SPEED_TOKENS, SPEED_RUNS = 8, 128, 7
 SPEED_SECONDS = 10  # no further run after these: large models take long, and vary less
-NUM_QUERIES = 8  # of the texts a reranker is measured on; the others are the documents
+NUM_QUERIES = 8  # of the texts a reranker is measured on; those behind them are the documents
+MAX_DOCUMENTS = 32  # a pair takes a second of a large model
 
 Floats = npt.NDArray[np.float32]
 OnText = Callable[[int], object]
@@ -45,7 +48,7 @@ def answers(model: Model, variant: Variant, texts: Sequence[str], on_text: OnTex
     What a batch does must not matter here.
     """
     if isinstance(model, Reranker):
-        documents = texts[NUM_QUERIES:]
+        documents = texts[NUM_QUERIES:][:MAX_DOCUMENTS]
         rows = []
         for query in texts[:NUM_QUERIES]:
             ranking = model.rank(query, documents)
@@ -57,11 +60,20 @@ def answers(model: Model, variant: Variant, texts: Sequence[str], on_text: OnTex
         without_adapter=variant.task == BASE_TASK,
         truncate=True,
     )
-    vectors = []
+    return vectors(model, texts, options, on_text)
+
+
+def vectors(
+    model: Model, texts: Sequence[str], options: EmbedOptions, on_text: OnText = lambda count: None
+) -> Floats:
+    """Compute a unit vector for each text, one text at a time. Raises BundleError for a reranker."""
+    if isinstance(model, Reranker):
+        raise BundleError(f"{model.manifest.name} is a reranker: it has no vectors to compare")
+    rows = []
     for text in texts:
-        vectors.append(model.embed([text], options).vectors[0])
+        rows.append(model.embed([text], options).vectors[0])
         on_text(1)
-    return np.stack(vectors)
+    return np.stack(rows)
 
 
 def speed(model: Model, variant: Variant, texts: Sequence[str]) -> Speed:
@@ -70,7 +82,7 @@ def speed(model: Model, variant: Variant, texts: Sequence[str]) -> Speed:
     tokens = np.concatenate([tokens.ids for tokens in model.tokenizer.encode(texts, limit)])
     num_tokens = min(SPEED_TOKENS, limit)
     inputs = pad(list(np.resize(tokens, (SPEED_ROWS, num_tokens))))
-    output = Output.SCORES if isinstance(model, Reranker) else Output.POOLED
+    (output, *_) = model.manifest.outputs
     session = model.graphs.session(variant.task)
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < SPEED_RUNS and sum(seconds) < SPEED_SECONDS):

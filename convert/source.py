@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert import checkpoint
-from convert.catalog import SAFE_FILES, TORCH_FILES, Recipe
+from convert.recipe import SAFE_FILES, TORCH_FILES, Recipe
 from service.errors import BakeError
 from service.manifest import Source
 

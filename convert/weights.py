@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from convert.graph import Constant
+from convert.graph import Constant, constant_in_parts
 from service.errors import BakeError
 
 FLOAT32 = np.dtype(np.float32)
+VALUES_AT_ONCE = 1 << 24  # of a tensor that is read in parts, 64 MB
 
 Floats = npt.NDArray[np.float32]
 
@@ -23,6 +25,11 @@ class Tensor:
     key: str
     shape: tuple[int, ...]
     read: Callable[[], Floats]
+    read_rows: Callable[[int, int], Floats] | None = None  # where less than all of it can be read
+
+    def rows(self, begin: int, end: int) -> Floats:
+        """Read the rows from `begin` to before `end`, and no more than those where the file allows it."""
+        return self.read_rows(begin, end) if self.read_rows else self.read()[begin:end]
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,15 @@ class Weights:
     def constant(self, name: str, shape: Sequence[int]) -> Constant:
         """Make a graph constant of a tensor as it is. Raises BakeError when it has another shape."""
         tensor = self._checked(name, shape)
-        return Constant(tensor.key, tensor.shape, FLOAT32, tensor.read)
+        if tensor.read_rows is None:
+            return Constant(tensor.key, tensor.shape, FLOAT32, tensor.read)
+        step = max(1, VALUES_AT_ONCE // max(1, math.prod(tensor.shape[1:])))
+
+        def parts() -> Iterator[Floats]:
+            for begin in range(0, tensor.shape[0], step):
+                yield tensor.rows(begin, min(begin + step, tensor.shape[0]))
+
+        return constant_in_parts(tensor.key, tensor.shape, FLOAT32, parts)
 
     def joined(self, names: Sequence[str], shape: Sequence[int]) -> Constant:
         """Make one constant of linear layers side by side: (out, in) becomes the (in, sum of out) of MatMul.

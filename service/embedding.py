@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service import late_chunking, options, pooling, tokenization
-from service.errors import InvalidRequest, ModelOutputInvalid
+from service import inference, late_chunking, options, pooling, tokenization
+from service.errors import InvalidRequest
 from service.graphs import WARM_UP_TEXTS, Graphs
 from service.late_chunking import Document
 from service.manifest import TOKENIZER_FILE, Manifest, Output, Task
@@ -61,12 +61,13 @@ class EmbeddingModel:
             return self.embed_document(whole, asked)
         dimensions = options.dimensions_of(self.manifest, asked)
         task = options.task_of(self.manifest, asked)
+        task_name = task.name if task else None
         sequences = self._checked_tokens(texts, task, truncate=asked.truncate)
         if asked.return_colbert:
             _check_limit("tokens", sum(map(len, sequences)), MAX_COLBERT_TOKENS, "return_colbert")
         outputs = [Output.POOLED]
         outputs += [output for field, output in options.OUTPUTS.items() if getattr(asked, field)]
-        rows = self._run(sequences, task, outputs)
+        rows = inference.run(self.graphs, self.scheduler, task_name, sequences, outputs)
         computed = dict(zip(outputs, zip(*rows, strict=True), strict=True))
         return Embeddings(
             vectors=pooling.unit(np.stack(computed[Output.POOLED]), dimensions),
@@ -82,12 +83,14 @@ class EmbeddingModel:
         """
         dimensions = options.dimensions_of(self.manifest, asked)
         task = options.task_of(self.manifest, asked)
-        prefix = task.prefix if task else ""
+        task_name, prefix = (task.name, task.prefix) if task else (None, "")
         located = self.tokenizer.locate(prefix + whole.text)
         plan = late_chunking.plan(whole, located, len(prefix), self.manifest.max_tokens)
         means = SpanMeans(plan.num_chunks, self.manifest.dimensions)
         for window in plan.windows:  # one after the other: the states of a window need 32 MB and more
-            ((states,),) = self._run([window.ids], task, [Output.TOKEN_EMBEDDINGS])
+            ((states,),) = inference.run(
+                self.graphs, self.scheduler, task_name, [window.ids], [Output.TOKEN_EMBEDDINGS]
+            )
             means.add(states, window.chunks)
         return Embeddings(
             vectors=pooling.unit(means.means(), dimensions),
@@ -98,20 +101,6 @@ class EmbeddingModel:
         """Run both ways through every open graph. Raises ModelOutputInvalid when an answer is not finite."""
         for task in self.graphs.open_tasks():
             self.embed(WARM_UP_TEXTS, EmbedOptions(task=task, truncate=True))
-
-    def _run(
-        self, sequences: Sequence[Ids], task: Task | None, outputs: Sequence[Output]
-    ) -> list[tuple[Floats, ...]]:
-        """Compute outputs, those with a token axis cut to the text's own tokens."""
-        session = self.graphs.session(task.name if task else None)
-        rows = [
-            tuple(value[: len(ids)] if output in PER_TOKEN else value
-                  for output, value in zip(outputs, row, strict=True))
-            for ids, row in zip(sequences, self.scheduler.submit(session, sequences, outputs), strict=True)
-        ]  # fmt: skip
-        if not all(np.isfinite(value).all() for row in rows for value in row):
-            raise ModelOutputInvalid(self.manifest.name)
-        return rows
 
     def _checked_tokens(self, texts: Sequence[str], task: Task | None, *, truncate: bool) -> list[Ids]:
         """Tokenize; refuse inputs without tokens and, unless `truncate`, those over the limit."""
@@ -148,9 +137,6 @@ class EmbeddingModel:
         return [
             pooling.sparse(ids, row, self.unweighted_ids) for ids, row in zip(sequences, weights, strict=True)
         ]
-
-
-PER_TOKEN = frozenset({Output.TOKEN_EMBEDDINGS, Output.SPARSE, Output.COLBERT})
 
 
 def open_model(graphs: Graphs, scheduler: Scheduler) -> EmbeddingModel:

@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 
 from service.errors import BundleError
+from service.figures import Quality, RankQuality, Reference, Speed
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 BASE_TASK = "none"  # a variant of the weights without any adapter: to compare with references, never served
@@ -44,13 +45,24 @@ class Output(StrEnum):
     SPARSE = "sparse"  # (batch, tokens), a weight for each token
     COLBERT = "colbert"  # (batch, tokens, a size of its own), not normalised
     SCORES = "scores"  # (batch,), logits
+    PROJECTED = "projected"  # (batch, marker tokens, a size of its own), not normalised
 
 
 class Pooling(StrEnum):
-    """How token states become one vector."""
+    """How token states become vectors."""
 
     MEAN = "mean"
     CLS = "cls"
+    LAST = "last"  # the last token, which alone has seen all others
+    MARKERS = "markers"  # no vector of the text: one for each marker token in it
+
+
+class Scoring(StrEnum):
+    """How a reranker comes to its scores."""
+
+    CLASSIFIER = "classifier"  # a logit for each pair of texts
+    YES_NO = "yes-no"  # a logit for each pair, set in a prompt that asks for yes or no
+    LISTWISE = "listwise"  # vectors of a query and its documents, set in one prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,49 +75,23 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality:
-    """A variant against fp32 over `num_texts` texts; overlap is the share of 10 nearest neighbours kept."""
-
-    mean_cosine: float
-    worst_cosine: float
-    top10_overlap: float
-    num_texts: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speed:
-    """Tokens per second of one run of 8 rows x 128 tokens on one instruction set."""
-
-    tokens_per_second: float
-    instruction_set: str
-    num_threads: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """The fp32 variant against vectors, or states, of the reference implementation."""
-
-    worst_cosine: float
-    max_abs_difference: float
-    num_texts: int
-    passed: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankQuality:
-    """A reranker's variant against fp32: rank correlation within a query (mean), largest error of a score."""
-
-    rank_correlation: float
-    worst_score_error: float
-    num_pairs: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Task:
     """A task of an embedding model and the text it puts before every input."""
 
     name: str
     prefix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listwise:
+    """The marker tokens and the limits of a listwise reranker, in tokens unless said."""
+
+    document_marker: str
+    query_marker: str
+    max_query_length: int = 512
+    max_doc_length: int = 2048
+    block_size: int = 125  # documents of one prompt
+    capacity: int = 131_072  # of one prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +128,16 @@ class Manifest:
     source: Source
     max_tokens: int = 0
     dimensions: int = 0
+    default_dimensions: int = 0  # of requests that name none
     truncatable: bool = False  # trained for shorter vectors: any `dimensions` up to its own
     outputs: tuple[Output, ...] = ()
     tasks: tuple[Task, ...] = ()
     default_task: str | None = None  # of requests that name none
+    has_prompt_names: bool = False  # a task `x.query` may be asked for as `x` with prompt_name `query`
     late_chunking: bool = False
     late_chunking_refusal: str = "Model {model} does not support late_chunking."
+    scoring: Scoring | None = None  # of a reranker
+    listwise: Listwise | None = None  # of a listwise one
     unweighted_tokens: tuple[str, ...] = ()  # never part of a sparse vector
     variants: tuple[Variant, ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
@@ -157,7 +147,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Refuse values no bundle can have."""
-        for name in ("max_tokens", "dimensions", "created"):
+        for name in ("max_tokens", "dimensions", "default_dimensions", "created"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
 
@@ -212,7 +202,7 @@ def load(folder: Path) -> Manifest:
         raise BundleError(f"{path} is not a valid manifest: {error}") from error
     if manifest.name != folder.resolve().name and manifest.name != folder.name:
         raise BundleError(f"{path} is of model {manifest.name!r}: the folder must have the model's name")
-    needed = ("variants", "outputs", "dimensions", "max_tokens")
+    needed = ("variants", "outputs", "dimensions", "default_dimensions", "max_tokens")
     missing = [name for name in needed if not getattr(manifest, name)]
     if missing:
         raise BundleError(f"{path} is incomplete ({', '.join(missing)} missing): bake it again")

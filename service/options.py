@@ -13,6 +13,7 @@ class EmbedOptions:
     """What a request asks of a model beside its inputs."""
 
     task: str | None = None
+    prompt_name: str | None = None  # the side of a task, where a model's tasks have sides
     dimensions: int | None = None
     truncate: bool = False
     late_chunking: bool = False
@@ -22,6 +23,8 @@ class EmbedOptions:
     without_adapter: bool = False  # the base weights, where they were baked: for comparisons, not over HTTP
 
 
+QUERY, PASSAGE = "query", "passage"
+SIDES = (QUERY, PASSAGE)  # of a task whose texts have different prompts
 OUTPUTS = {"return_sparse": Output.SPARSE, "return_colbert": Output.COLBERT}
 
 
@@ -51,7 +54,7 @@ def task_of(manifest: Manifest, options: EmbedOptions) -> Task | None:
     """
     if options.without_adapter:
         return Task(name=BASE_TASK)
-    name = manifest.default_task if options.task is None else options.task
+    name = _task_name(manifest, options)
     by_name = {task.name: task for task in manifest.tasks}
     if name in by_name:
         return by_name[name]
@@ -67,10 +70,36 @@ def task_of(manifest: Manifest, options: EmbedOptions) -> Task | None:
     raise InvalidRequest(message, param="task", code="unknown_task")
 
 
+def _task_name(manifest: Manifest, options: EmbedOptions) -> str | None:
+    """Complete a task by its side: that of `prompt_name`, else the query's."""
+    name, side = options.task, options.prompt_name
+    if not manifest.has_prompt_names:
+        return manifest.default_task if name is None else name
+    if side is not None and side not in SIDES:
+        raise InvalidRequest(
+            f"'prompt_name' is {side[:100]!r}; use one of {', '.join(SIDES)}.",
+            param="prompt_name",
+            code="invalid_prompt_name",
+        )
+    if name is None:
+        name = (manifest.default_task or "").removesuffix(f".{QUERY}") if side else manifest.default_task
+    completed = f"{name}.{side or QUERY}"
+    if completed in manifest.task_names:
+        return completed
+    _, _, own_side = (name or "").rpartition(".")
+    if side is not None and own_side in SIDES and own_side != side:
+        raise InvalidRequest(
+            f"'prompt_name' is {side!r} against 'task' {str(name)[:100]!r}; leave one of them out.",
+            param="prompt_name",
+            code="conflicting_fields",
+        )
+    return name
+
+
 def dimensions_of(manifest: Manifest, options: EmbedOptions) -> int:
     """Return the size of the answer's vectors. Raises InvalidRequest for one the model does not give."""
     size = manifest.dimensions
-    wanted = size if options.dimensions is None else options.dimensions
+    wanted = manifest.default_dimensions if options.dimensions is None else options.dimensions
     if wanted != size and not (manifest.truncatable and 1 <= wanted <= size):
         allowed = (
             f"gives sizes from 1 to {size}" if manifest.truncatable else f"has only its own size, {size}"

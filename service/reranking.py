@@ -1,26 +1,40 @@
-"""One reranker: a query and documents to scores. Knows tokens and graphs, nothing of HTTP.
-
-Source of the lengths: FlagEmbedding, BaseReranker: the query takes at most three quarters of the limit, the
-document what is left.
-"""
+"""One reranker: a query and documents to an order. Knows the ways of scoring, nothing of HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
-import numpy.typing as npt
 
-from service import tokenization
-from service.errors import ModelOutputInvalid
+from service import listwise, pairs, tokenization, yes_no
+from service.errors import BundleError, InvalidRequest
 from service.graphs import WARM_UP_TEXTS, Graphs
-from service.manifest import TOKENIZER_FILE, Manifest, Output
+from service.manifest import TOKENIZER_FILE, Manifest, Scoring
+from service.pooling import unit
 from service.scheduler import Scheduler
+from service.scoring import Floats, Parts, RankOptions, Scored
 from service.tokenization import Tokenizer
 
-Ids = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+Scorer = Callable[[Parts, str, Sequence[str], RankOptions], Scored]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of scoring and the options that it knows beside `top_n`."""
+
+    score: Scorer
+    options: tuple[str, ...] = ()
+
+
+WAYS = {
+    Scoring.CLASSIFIER: Way(pairs.score),
+    Scoring.YES_NO: Way(yes_no.score, ("instruction",)),
+    Scoring.LISTWISE: Way(
+        listwise.score, ("instruction", "max_query_length", "max_doc_length", "return_embeddings")
+    ),
+}
+LENGTHS = ("max_query_length", "max_doc_length")
 
 
 @dataclass(frozen=True)
@@ -28,57 +42,76 @@ class Ranking:
     """Documents by score, best first, and the tokens they are billed for."""
 
     order: list[int]  # indices of documents; equal scores by index
-    scores: list[float]  # in that order, 0 to 1
+    scores: list[float]  # in that order
     num_tokens: int
+    embeddings: Floats | None = None  # (documents, size) in that order, rows of length 1
 
 
 @dataclass(frozen=True)
 class Reranker:
-    """A loaded reranker that scores pairs."""
+    """A loaded reranker."""
 
-    manifest: Manifest
-    tokenizer: Tokenizer
-    graphs: Graphs
-    scheduler: Scheduler
+    parts: Parts
+    way: Way
 
-    def rank(self, query: str, documents: Sequence[str], top_n: int | None = None) -> Ranking:
+    @property
+    def manifest(self) -> Manifest:
+        """Return what is known of the model."""
+        return self.parts.manifest
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Return the model's tokenizer."""
+        return self.parts.tokenizer
+
+    @property
+    def graphs(self) -> Graphs:
+        """Return the model's graphs."""
+        return self.parts.graphs
+
+    def rank(self, query: str, documents: Sequence[str], asked: RankOptions | None = None) -> Ranking:
         """Score documents, at least one, and return the best `top_n`, all without it.
 
-        Raises ModelUnavailable when the graph is broken, ModelOutputInvalid for NaN and infinity.
+        Raises InvalidRequest for what this model cannot do, ModelUnavailable when the graph is broken,
+        ModelOutputInvalid for NaN and infinity.
         """
-        limit = self.manifest.max_tokens
-        distinct = {text: place for place, text in enumerate(dict.fromkeys(documents))}
-        asked, *read = [tokens.ids for tokens in self.tokenizer.encode([query, *distinct], limit)]
-        places = [distinct[text] for text in documents]  # equal documents run once: their scores are equal
-        scores = 1 / (1 + np.exp(-self.logits(asked, read)[places].astype(np.float64)))
-        order = np.argsort(-scores, kind="stable")[:top_n]
-        num_tokens = len(asked) + sum(len(read[place]) for place in places)
-        return Ranking(order.tolist(), scores[order].tolist(), num_tokens)
-
-    def logits(self, query: Ids, documents: Sequence[Ids]) -> Floats:
-        """Score token ids, each text with its special tokens: (documents,)."""
-        pairs = [self.pair(query, document) for document in documents]
-        rows = self.scheduler.submit(self.graphs.session(None), pairs, [Output.SCORES])
-        logits = np.array([value for (value,) in rows], dtype=np.float32)
-        if not np.isfinite(logits).all():
-            raise ModelOutputInvalid(self.manifest.name)
-        return logits
-
-    def pair(self, query: Ids, document: Ids) -> Ids:
-        """Join token ids of two texts by the tokenizer's own template, cut to the limit."""
-        template, limit = self.tokenizer.pair, self.manifest.max_tokens
-        first = self.tokenizer.bare(query)[: limit * 3 // 4]
-        specials = (template.opening, template.between, template.closing)
-        room = max(0, limit - len(first) - sum(map(len, specials)))
-        second = self.tokenizer.bare(document)[:room]
-        return np.concatenate([template.opening, first, template.between, second, template.closing])
+        asked = asked or RankOptions()
+        self._check(asked)
+        scored = self.way.score(self.parts, query, documents, asked)
+        order = np.argsort(-scored.scores, kind="stable")[: asked.top_n]
+        vectors = None
+        if asked.return_embeddings and scored.vectors is not None:
+            vectors = unit(scored.vectors[order], scored.vectors.shape[1])
+        return Ranking(order.tolist(), scored.scores[order].tolist(), scored.num_tokens, vectors)
 
     def warm_up(self) -> None:
         """Run both ways through the graph once. Raises ModelOutputInvalid when an answer is not finite."""
         self.rank(WARM_UP_TEXTS[0], WARM_UP_TEXTS)
 
+    def _check(self, asked: RankOptions) -> None:
+        """Refuse options that the way of scoring does not have, and lengths out of range."""
+        for option in (field.name for field in fields(asked) if field.name != "top_n"):
+            if getattr(asked, option) and option not in self.way.options:
+                raise InvalidRequest(
+                    f"Model {self.manifest.name} has no {option}; leave it out.",
+                    param=option,
+                    code="unsupported_option",
+                )
+        for option in LENGTHS:
+            length = getattr(asked, option)
+            if length is not None and not 1 <= length <= self.manifest.max_tokens:
+                raise InvalidRequest(
+                    f"'{option}' is {length}; model {self.manifest.name} takes 1 to "
+                    f"{self.manifest.max_tokens} tokens.",
+                    param=option,
+                    code="invalid_length",
+                )
+
 
 def open_model(graphs: Graphs, scheduler: Scheduler) -> Reranker:
     """Open a bundle's tokenizer around its graph. Raises BundleError when it is broken."""
+    manifest = graphs.manifest
+    if manifest.scoring is None or (manifest.scoring == Scoring.LISTWISE and manifest.listwise is None):
+        raise BundleError(f"{graphs.folder} does not say how its scores are made: bake it again")
     tokenizer = tokenization.load(graphs.folder / TOKENIZER_FILE)
-    return Reranker(graphs.manifest, tokenizer, graphs, scheduler)
+    return Reranker(Parts(manifest, tokenizer, graphs, scheduler), WAYS[manifest.scoring])

@@ -44,7 +44,7 @@ class Rerank:
         asked = schema.parse_rerank(bodies.read(req, self.max_body_bytes), self.max_inputs)
         model = self.registry.reranker(asked.model)
         req.context.fields = {"model": model.manifest.name, "documents": len(asked.documents)}
-        ranking = model.rank(asked.query, asked.documents, asked.top_n)
+        ranking = model.rank(asked.query, asked.documents, asked.options)
         req.context.fields["tokens"] = ranking.num_tokens
         resp.media = schema.rerank_response(model.manifest.name, asked, ranking)
 

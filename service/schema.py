@@ -14,6 +14,7 @@ from service.manifest import Kind, Manifest
 from service.options import EmbedOptions
 from service.parsing import Aliases, parse
 from service.reranking import Ranking
+from service.scoring import RankOptions
 from service.selection import Choice
 
 # What other clients call the same field.
@@ -24,7 +25,7 @@ EMBEDDINGS_ALIASES: Aliases = {
     "truncate": ("truncation",),
     "embedding_type": ("encoding_type", "encoding_format", "embedding_types"),
 }
-RERANK_ALIASES: Aliases = {"top_n": ("top_k",)}
+RERANK_ALIASES: Aliases = {"top_n": ("top_k",), "max_doc_length": ("max_tokens_per_doc",)}
 INPUT_FORMS = "a string, a list of strings, or objects with a 'text'"
 DOCUMENT_FORMS = "a list of strings, or objects with a 'text'"
 DEFAULT_RERANKER = "jina-reranker-v3"
@@ -63,6 +64,10 @@ class RerankBody(msgspec.Struct):
     model: str = DEFAULT_RERANKER
     top_n: int | None = None
     return_documents: bool = True
+    instruction: str | None = None  # qwen3-reranker, jina-reranker-v3
+    max_query_length: int | None = None  # jina-reranker-v3, tokens
+    max_doc_length: int | None = None  # jina-reranker-v3, tokens
+    return_embeddings: bool | None = None  # jina-reranker-v3
 
 
 class RerankRequest(msgspec.Struct, frozen=True):
@@ -71,8 +76,8 @@ class RerankRequest(msgspec.Struct, frozen=True):
     model: str
     query: str
     documents: list[str]
-    top_n: int | None
     return_documents: bool
+    options: RankOptions
 
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True):
@@ -93,6 +98,7 @@ def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
         embedding_type=_embedding_type(parsed.embedding_type),
         options=EmbedOptions(
             task=parsed.task,
+            prompt_name=parsed.prompt_name,
             dimensions=parsed.dimensions,
             truncate=bool(parsed.truncate),
             late_chunking=bool(parsed.late_chunking),
@@ -118,8 +124,14 @@ def parse_rerank(body: bytes, max_inputs: int) -> RerankRequest:
         model=parsed.model,
         query=parsed.query,
         documents=_texts("documents", parsed.documents, max_inputs),
-        top_n=parsed.top_n,
         return_documents=parsed.return_documents,
+        options=RankOptions(
+            top_n=parsed.top_n,
+            instruction=parsed.instruction if (parsed.instruction or "").strip() else None,
+            max_query_length=parsed.max_query_length,
+            max_doc_length=parsed.max_doc_length,
+            return_embeddings=bool(parsed.return_embeddings),
+        ),
     )
 
 
@@ -145,6 +157,9 @@ def rerank_response(model: str, asked: RerankRequest, ranking: Ranking) -> dict[
     if asked.return_documents:
         for result in results:
             result["document"] = {"text": asked.documents[result["index"]]}
+    if ranking.embeddings is not None:
+        for result, embedding in zip(results, ranking.embeddings, strict=True):
+            result["embedding"] = embedding
     return {"model": model, "object": "list", "results": results, "usage": _usage(ranking.num_tokens)}
 
 
@@ -157,7 +172,7 @@ def model_response(manifest: Manifest, choice: Choice) -> dict[str, Any]:
         "owned_by": manifest.owned_by,
         "type": manifest.kind,
         "max_tokens": manifest.max_tokens,
-        "dimensions": manifest.dimensions if manifest.kind == Kind.EMBEDDING else None,
+        "dimensions": manifest.default_dimensions if manifest.kind == Kind.EMBEDDING else None,
         "supports_multimodal": False,
         "tasks": list(manifest.task_names) or None,
         "device": "cpu",

@@ -38,6 +38,9 @@ class Session:
         options.intra_op_num_threads = settings.num_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = ERROR_SEVERITY
+        # A pattern is planned and kept for every new shape, and shapes always vary: it takes twice the memory
+        # for a long text and saves no time.
+        options.enable_mem_pattern = False
         # Threads spin between the operators of a run, which short texts need, and sleep when no run is left.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -91,6 +91,10 @@ class Tokenizer:
         """Take the special tokens off that `encode` has put around a text."""
         return ids[len(self.single.opening) : len(ids) - len(self.single.closing)]
 
+    def decode(self, ids: Ids) -> str:
+        """Turn token ids back into the text they stand for, special tokens included."""
+        return str(self.native.decode(ids.tolist(), skip_special_tokens=False))
+
     def ids_of(self, tokens: Sequence[str]) -> frozenset[int]:
         """Return the ids of those tokens that the vocabulary has."""
         found = (self.native.token_to_id(token) for token in tokens)

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convert import checkpoint
-from convert.catalog import SAFE_FILES
+from convert.recipe import SAFE_FILES
 from convert.checkpoint import Checkpoint
 from service.errors import BakeError
 from service.manifest import Source

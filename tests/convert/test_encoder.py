@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from convert import encoder_config
-from convert.catalog import Architecture
+from convert.recipe import Architecture
 from service.errors import BakeError
 from service.session import Session, SessionSettings, pad
 from tests import checkpoints, xlmr

@@ -19,7 +19,8 @@ from service import manifest as contract
 from service.bundles import Bundle
 from service.config import Settings
 from service.errors import BakeError
-from service.manifest import Manifest, Precision, RankQuality
+from service.figures import RankQuality
+from service.manifest import Manifest, Precision
 from service.options import EmbedOptions
 from service.registry import Registry
 from service.scheduler import Scheduler

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from convert.quantize import BLOCK_SIZE, quantize_blocks, quantize_columns
+from convert.rounding import BLOCK_SIZE, quantize_blocks, quantize_columns
 from service.manifest import Precision
 from service.session import Session, SessionSettings, pad
 from tests.conftest import MODEL

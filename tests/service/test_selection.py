@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from service.errors import BundleError
-from service.manifest import Kind, Manifest, Pooling, Precision, Source, Speed, Variant
+from service.figures import Speed
+from service.manifest import Kind, Manifest, Pooling, Precision, Source, Variant
 from service.selection import choose
 
 FP32, INT8, BLOCK = Precision.FP32, Precision.INT8, Precision.INT8_BLOCK

@@ -1,0 +1,167 @@
+"""Qwen-family graphs: pre-norm layers, grouped queries, rotary positions. Knows no head and no task.
+
+Values are flat, (batch * tokens, size): only attention knows of rows. Texts are padded on the right; what is
+computed at padding is never read, for no token looks at a later one. The last layer's output is computed only
+for the tokens that a head reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from convert import rotary
+from convert.decoder_config import DecoderConfig
+from convert.encoder import ATTENTION_MASK, INPUT_IDS
+from convert.graph import Graph, node
+from convert.weights import Weights
+from service.errors import BakeError
+
+LAYERS = "layers"
+WORD_TABLE = "embed_tokens.weight"
+LAST_ROWS = "rows.last"
+INT32 = 6
+SILU = {"alpha": 1.0}  # QuickGelu(x) = x * sigmoid(alpha * x)
+
+
+def start(weights: Weights, config: DecoderConfig) -> Graph:
+    """Open a graph with its inputs and the values that layers share.
+
+    Inputs: `input_ids`, `attention_mask` (batch, tokens) int64, padded on the right.
+    """
+    if (found := weights.num_layers(LAYERS)) != config.num_layers:
+        raise BakeError(f"{weights.origin} has {found} layers, its config.json says {config.num_layers}")
+    graph = Graph("decoder", is_flat=True)
+    graph.input(INPUT_IDS, np.int64, ("batch", "tokens"))
+    graph.input(ATTENTION_MASK, np.int64, ("batch", "tokens"))
+    graph.op("Reshape", "ids", [INPUT_IDS, graph.value("flat", [-1])])
+    lengths = graph.op(
+        "ReduceSum", "lengths", [ATTENTION_MASK, graph.value("tokens_axis", [1])], {"keepdims": 0}
+    )
+    graph.op("Sub", "last_tokens", [lengths, graph.value("one", 1)])
+    graph.op("Cast", "last_tokens.int32", ["last_tokens"], {"to": INT32})
+    graph.op("Shape", "num_rows", [INPUT_IDS], {"start": 0, "end": 1})
+    tokens = graph.op("Shape", "num_tokens", [INPUT_IDS], {"start": 1, "end": 2})
+    graph.op("Squeeze", "num_tokens.scalar", [tokens])
+    graph.op("Cast", "num_tokens.int32", ["num_tokens.scalar"], {"to": INT32})
+    graph.op("Concat", "rows_shape", ["num_rows", tokens, graph.value("rest", [-1])], {"axis": 0})
+    return graph
+
+
+def last_tokens(graph: Graph) -> str:
+    """Return the name of each row's last token, as an index of flat values: (batch,)."""
+    graph.op("Squeeze", "num_rows.scalar", ["num_rows"])
+    rows = graph.op("Range", "rows", [graph.value("zero", 0), "num_rows.scalar", graph.value("one", 1)])
+    begins = graph.op("Mul", "rows.begin", [rows, "num_tokens"])
+    return graph.op("Add", LAST_ROWS, [begins, "last_tokens"])
+
+
+def marker_tokens(graph: Graph, marker_ids: Sequence[int]) -> str:
+    """Return the name of the places of marker tokens in flat values, in the order of the text."""
+    found = [
+        graph.op("Equal", f"is_marker.{marker_id}", ["ids", graph.value(f"marker.{marker_id}", marker_id)])
+        for marker_id in marker_ids
+    ]
+    is_marker = found[0]
+    for other in found[1:]:
+        is_marker = graph.op("Or", f"{is_marker}.or", [is_marker, other])
+    places = graph.op("NonZero", "markers.places", [is_marker])  # (1, markers)
+    return graph.op("Squeeze", "markers", [places, graph.value("first_axis", [0])])
+
+
+def states(graph: Graph, weights: Weights, config: DecoderConfig, kept: str) -> str:
+    """Append the layers; return the name of the last states, (kept, hidden) float32, of the tokens `kept`."""
+    shape = (config.vocabulary_size, config.hidden_size)
+    table = graph.constant("word_embeddings", weights.constant(WORD_TABLE, shape))
+    hidden = graph.op("Gather", "words", [table, "ids"])
+    first = _norm_weight(graph, weights, config, f"{LAYERS}.0.input_layernorm")
+    normed = graph.op("SimplifiedLayerNormalization", "normed", [hidden, first], _eps(config))
+    for index in range(config.num_layers):
+        layer = f"{LAYERS}.{index}"
+        context = _attention(graph, weights, config, f"{layer}.self_attn", normed)
+        is_last = index + 1 == config.num_layers
+        if is_last:
+            context = graph.op("Gather", "kept.context", [context, kept])
+            hidden = graph.op("Gather", "kept.hidden", [hidden, kept])
+        size = (config.hidden_size, config.query_size)
+        added = _linear(graph, weights, f"{layer}.self_attn.o_proj", context, size)
+        normed, hidden = _add_norm(
+            graph, weights, config, f"{layer}.post_attention_layernorm", (hidden, added)
+        )
+        added = _feed_forward(graph, weights, config, f"{layer}.mlp", normed)
+        following = "norm" if is_last else f"{LAYERS}.{index + 1}.input_layernorm"
+        normed, hidden = _add_norm(graph, weights, config, following, (hidden, added))
+    return normed
+
+
+def _attention(graph: Graph, weights: Weights, config: DecoderConfig, name: str, normed: str) -> str:
+    """Return the name of what the heads see, (batch * tokens, query_size), before it is projected."""
+    shapes = {"q": (config.query_size, True), "k": (config.kv_size, True), "v": (config.kv_size, False)}
+    arguments = []
+    for part, (size, is_normed) in shapes.items():
+        projection = f"{name}.{part}_proj"
+        value = _linear(graph, weights, projection, normed, (size, config.hidden_size))
+        if config.has_biases:
+            bias = graph.constant(f"{projection}.bias", weights.constant(f"{projection}.bias", (size,)))
+            value = graph.op("Add", f"{projection}.biased", [value, bias])
+        if config.has_head_norms and is_normed:
+            value = _head_norm(graph, weights, config, f"{name}.{part}_norm", value)
+        arguments.append(graph.op("Reshape", f"{projection}.rows", [value, "rows_shape"]))
+    tables = [
+        graph.constant(
+            f"rotary.{kind}",
+            rotary.table(kind, config.rotary_base, config.max_positions, config.head_size),
+        )
+        for kind in rotary.FUNCTIONS
+    ]
+    # NOTE: without the two outputs for a cache, ONNX Runtime takes a kernel that needs tokens x tokens memory
+    # (1.31, CPU: 8,192 tokens add 4.7 GB instead of 0.4, and take twice the time).
+    outputs = [f"{name}.context", f"{name}.keys", f"{name}.values"]
+    inputs = [*arguments, "", "", "last_tokens.int32", "num_tokens.int32", *tables]
+    heads = {"num_heads": config.num_heads, "kv_num_heads": config.num_kv_heads, "do_rotary": 1}
+    graph.nodes.append(node("GroupQueryAttention", f"{name}.context", inputs, outputs, heads))
+    flat = graph.value(f"flat.{config.query_size}", [-1, config.query_size])
+    return graph.op("Reshape", f"{name}.flat", [outputs[0], flat])
+
+
+def _head_norm(graph: Graph, weights: Weights, config: DecoderConfig, name: str, value: str) -> str:
+    """Normalise each head by itself: (rows, heads * head_size) becomes (rows * heads, head_size)."""
+    flat = graph.value(f"flat.{config.head_size}", [-1, config.head_size])
+    heads = graph.op("Reshape", f"{name}.heads", [value, flat])
+    scale = graph.constant(f"{name}.weight", weights.constant(f"{name}.weight", (config.head_size,)))
+    return graph.op("SimplifiedLayerNormalization", name, [heads, scale], _eps(config))
+
+
+def _feed_forward(graph: Graph, weights: Weights, config: DecoderConfig, name: str, normed: str) -> str:
+    narrow, wide = config.hidden_size, config.feed_forward_size
+    gate = _linear(graph, weights, f"{name}.gate_proj", normed, (wide, narrow))
+    up = _linear(graph, weights, f"{name}.up_proj", normed, (wide, narrow))
+    activated = graph.op("QuickGelu", f"{name}.silu", [gate], SILU)
+    gated = graph.op("Mul", f"{name}.gated", [activated, up])
+    return _linear(graph, weights, f"{name}.down_proj", gated, (narrow, wide))
+
+
+def _linear(graph: Graph, weights: Weights, name: str, value: str, shape: tuple[int, int]) -> str:
+    """Append a linear layer of (out, in) without bias under its tensor's name."""
+    weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"], shape))
+    return graph.op("MatMul", name, [value, weight])
+
+
+def _add_norm(
+    graph: Graph, weights: Weights, config: DecoderConfig, name: str, values: tuple[str, str]
+) -> tuple[str, str]:
+    """Add the residual, then normalise; return the names of the normalised values and of the sum."""
+    scale = _norm_weight(graph, weights, config, name)
+    outputs = [name, "", "", f"{name}.sum"]
+    attributes = {"epsilon": config.norm_eps}
+    graph.nodes.append(node("SkipSimplifiedLayerNormalization", name, [*values, scale], outputs, attributes))
+    return name, outputs[-1]
+
+
+def _norm_weight(graph: Graph, weights: Weights, config: DecoderConfig, name: str) -> str:
+    return graph.constant(f"{name}.weight", weights.constant(f"{name}.weight", (config.hidden_size,)))
+
+
+def _eps(config: DecoderConfig) -> dict[str, float | int]:
+    return {"epsilon": config.norm_eps, "axis": -1, "stash_type": 1}

@@ -1,0 +1,110 @@
+"""Sizes of Qwen-family decoders, read from config.json. Knows no graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from convert import rotary
+from convert.recipe import Architecture
+from service.errors import BakeError
+
+MODEL_TYPES = {Architecture.QWEN2: "qwen2", Architecture.QWEN3: "qwen3"}
+ACTIVATION = "silu"
+PLAIN_ROTARY = (None, "default")  # no scaling of positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The sizes of a Qwen-family decoder."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int  # heads that keys and values have; each serves several query heads
+    head_size: int
+    hidden_size: int
+    feed_forward_size: int
+    vocabulary_size: int
+    norm_eps: float
+    max_positions: int
+    rotary_base: float
+    has_biases: bool  # on queries, keys and values
+    has_head_norms: bool  # RMS norms over each head of queries and keys
+    is_tied: bool  # the word table is the language model's head too
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit together."""
+        if min(self.num_layers, self.num_heads, self.num_kv_heads, self.hidden_size, self.max_positions) < 1:
+            raise BakeError(f"config.json has a size below 1: {self}")
+        if self.num_heads % self.num_kv_heads:
+            raise BakeError(
+                f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
+                f"{self.num_kv_heads}"
+            )
+        if self.head_size % 2 or self.head_size < 2:
+            raise BakeError(f"head_dim {self.head_size} must be even and positive")
+
+    @property
+    def query_size(self) -> int:
+        """Return the width of all query heads, which need not be the hidden size."""
+        return self.num_heads * self.head_size
+
+    @property
+    def kv_size(self) -> int:
+        """Return the width of all key heads, and of all value heads."""
+        return self.num_kv_heads * self.head_size
+
+
+def read(architecture: Architecture, config: Mapping[str, object]) -> DecoderConfig:
+    """Take the sizes from a config.json. Raises BakeError on what this builder cannot represent."""
+    _check(architecture, config)
+    is_qwen3 = architecture == Architecture.QWEN3
+    try:
+        sizes = {key: int(str(config[key])) for key in (
+            "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size",
+            "intermediate_size", "vocab_size", "max_position_embeddings",
+        )}  # fmt: skip
+        head_size = config.get("head_dim") or sizes["hidden_size"] // max(1, sizes["num_attention_heads"])
+        return DecoderConfig(
+            num_layers=sizes["num_hidden_layers"],
+            num_heads=sizes["num_attention_heads"],
+            num_kv_heads=sizes["num_key_value_heads"],
+            head_size=int(str(head_size)),
+            hidden_size=sizes["hidden_size"],
+            feed_forward_size=sizes["intermediate_size"],
+            vocabulary_size=sizes["vocab_size"],
+            norm_eps=float(str(config["rms_norm_eps"])),
+            max_positions=sizes["max_position_embeddings"],
+            rotary_base=rotary.base(config),
+            has_biases=not is_qwen3,
+            has_head_norms=is_qwen3,
+            is_tied=bool(config.get("tie_word_embeddings", True)),
+        )
+    except KeyError as error:
+        raise BakeError(f"config.json lacks {error.args[0]!r}") from error
+    except ValueError as error:
+        raise BakeError(f"config.json has a size that is no number: {error}") from error
+
+
+def _check(architecture: Architecture, config: Mapping[str, object]) -> None:
+    """Refuse what would change the numbers: another activation, windows, scaled positions, more biases."""
+    model_type = config.get("model_type", MODEL_TYPES[architecture])
+    if model_type != MODEL_TYPES[architecture]:
+        raise BakeError(
+            f"config.json has model_type {model_type!r}: this recipe reads only {MODEL_TYPES[architecture]}"
+        )
+    if config.get("hidden_act") != ACTIVATION:
+        raise BakeError(f"config.json has hidden_act {config.get('hidden_act')!r} instead of {ACTIVATION!r}")
+    for key in ("use_sliding_window", "attention_bias"):
+        if config.get(key):
+            raise BakeError(f"config.json has {key} true, which this builder does not know")
+    layers = config.get("layer_types") or ()
+    if isinstance(layers, list) and set(layers) - {"full_attention"}:
+        raise BakeError(f"config.json has layer_types {sorted(set(layers))}: only full_attention is known")
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = config.get(key) or {}
+        kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else scaling
+        if kind not in PLAIN_ROTARY:
+            raise BakeError(
+                f"config.json scales positions ({key} {scaling!r}), which this builder does not know"
+            )

@@ -1,0 +1,104 @@
+"""What stands on top of a decoder: from the states of the tokens it keeps to the output a bundle promises.
+
+Sources: vllm (the one vector that stands for "yes" against "no"), jinaai/jina-reranker-v3 (the projector).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from convert import decoder
+from convert.decoder_config import DecoderConfig
+from convert.graph import Constant, Graph
+from convert.weights import FLOAT32, Floats, Weights
+from service.errors import BakeError
+from service.manifest import Manifest, Output, Pooling, Scoring
+
+ANSWERS = "yes", "no"
+LM_HEAD = "lm_head.weight"
+# Positions beyond the model's own: the capacity of a listwise prompt counts its texts, not the words around
+# them, some ten tokens a document. The reference computes positions without a limit.
+PROMPT_ROOM = 4096
+PROJECTOR = "projector.0", "projector.2"  # linear layers with a ReLU between them
+
+
+@dataclass(frozen=True)
+class Head:
+    """The weights of a model, its sizes, and the ids of the tokens that its head is about."""
+
+    weights: Weights
+    config: DecoderConfig
+    token_ids: tuple[int, ...] = ()
+
+
+def tokens_of(manifest: Manifest) -> tuple[str, ...]:
+    """List the tokens whose ids the head of a model needs."""
+    if manifest.listwise:
+        return manifest.listwise.document_marker, manifest.listwise.query_marker
+    return ANSWERS if manifest.scoring == Scoring.YES_NO else ()
+
+
+def build(head: Head, manifest: Manifest) -> Graph:
+    """Build the graph of a decoder with the one output of its manifest."""
+    weights, config = head.weights, head.config
+    if manifest.listwise:
+        config = replace(config, max_positions=config.max_positions + PROMPT_ROOM)
+    graph = decoder.start(weights, config)
+    if manifest.pooling == Pooling.MARKERS:
+        kept = decoder.marker_tokens(graph, head.token_ids)
+    else:
+        kept = decoder.last_tokens(graph)
+    hidden = decoder.states(graph, weights, config, kept)
+    if manifest.scoring == Scoring.LISTWISE:
+        _project(graph, head, hidden)
+    elif manifest.scoring == Scoring.YES_NO:
+        _score(graph, head, hidden)
+    else:
+        graph.op("Identity", Output.POOLED, [hidden])
+        graph.output(Output.POOLED, ("batch", config.hidden_size))
+    return graph
+
+
+def _score(graph: Graph, head: Head, hidden: str) -> None:
+    """Take the logit of "yes" less that of "no": (batch,)."""
+    vector = graph.constant("answer", _answer_vector(head))
+    logits = graph.exact_op("MatMul", "answer.logits", [hidden, vector])  # (batch, 1)
+    graph.op("Squeeze", Output.SCORES, [logits, graph.value("last_axis", [1])])
+    graph.output(Output.SCORES, ("batch",))
+
+
+def _answer_vector(head: Head) -> Constant:
+    """Make the (hidden, 1) difference of two rows of the language model's head."""
+    table = head.weights[decoder.WORD_TABLE]
+    if not head.config.is_tied:
+        table = head.weights[LM_HEAD]
+    if table.shape != (head.config.vocabulary_size, head.config.hidden_size):
+        raise BakeError(f"the language model's head has shape {table.shape}, config.json says otherwise")
+    yes, no = head.token_ids
+
+    def read() -> Floats:
+        rows = [table.rows(token_id, token_id + 1)[0] for token_id in (yes, no)]
+        return np.asarray(rows[0] - rows[1], dtype=np.float32)[:, None]
+
+    return Constant(f"{table.key}[{yes}]-[{no}]", (head.config.hidden_size, 1), FLOAT32, read)
+
+
+def _project(graph: Graph, head: Head, hidden: str) -> None:
+    """Project the state of every marker: (batch, markers, size). Every row must hold as many markers."""
+    first, second = PROJECTOR
+    wide = head.weights[f"{first}.weight"].shape[0]
+    narrow = head.weights[f"{second}.weight"].shape[0]
+    inner = _linear(graph, head, first, hidden, (wide, head.config.hidden_size))
+    outer = _linear(graph, head, second, graph.op("Relu", "projector.relu", [inner]), (narrow, wide))
+    size = graph.value("projector.shape", [-1, narrow])
+    shape = graph.op("Concat", "projected.shape", ["num_rows", size], {"axis": 0})
+    graph.op("Reshape", Output.PROJECTED, [outer, shape])
+    graph.output(Output.PROJECTED, ("batch", "markers", narrow))
+
+
+def _linear(graph: Graph, head: Head, name: str, value: str, shape: tuple[int, int]) -> str:
+    """Apply a linear layer that no precision rounds: beside the decoder a head costs next to nothing."""
+    weight = graph.constant(f"{name}.weight", head.weights.joined([f"{name}.weight"], shape))
+    return graph.exact_op("MatMul", name, [value, weight])

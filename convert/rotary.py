@@ -1,0 +1,40 @@
+"""The cos and sin tables of rotary positions, as the reference implementations compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from convert.graph import Constant
+from convert.weights import FLOAT32, Floats
+
+FUNCTIONS = {"cos": np.cos, "sin": np.sin}
+
+
+def table(kind: str, base: float, num_positions: int, head_size: int) -> Constant:
+    """Make the (positions, head / 2) table of `cos` or `sin`, in float32 throughout as the reference does.
+
+    Source: transformers, modeling_rope_utils: angle = position * base ** (-2j / head).
+    """
+    half = head_size // 2
+
+    def read() -> Floats:
+        exponents = np.arange(half, dtype=np.float32) * np.float32(2 / head_size)
+        frequencies = 1 / np.power(np.float32(base), exponents)
+        angles = np.arange(num_positions, dtype=np.float32)[:, None] * frequencies
+        values: Floats = FUNCTIONS[kind](angles)
+        return values
+
+    return Constant(f"rotary.{kind}.{base}", (num_positions, half), FLOAT32, read)
+
+
+def base(config: Mapping[str, object]) -> float:
+    """Take the base of the angles from a config.json: its own key, or where transformers 5 writes it.
+
+    Raises KeyError where it has neither, ValueError for one that is no number.
+    """
+    parameters = config.get("rope_parameters")
+    if "rope_theta" not in config and isinstance(parameters, Mapping):
+        return float(str(parameters["rope_theta"]))
+    return float(str(config["rope_theta"]))

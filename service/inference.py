@@ -1,0 +1,42 @@
+"""Runs token ids through a bundle's graph and vouches that every number is finite. Knows no text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import ModelOutputInvalid
+from service.graphs import Graphs
+from service.manifest import Output
+from service.scheduler import Scheduler
+
+PER_TOKEN = frozenset({Output.TOKEN_EMBEDDINGS, Output.SPARSE, Output.COLBERT})  # outputs with a token axis
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+def run(
+    graphs: Graphs,
+    scheduler: Scheduler,
+    task: str | None,
+    sequences: Sequence[Ids],
+    outputs: Sequence[Output],
+) -> list[tuple[Floats, ...]]:
+    """Compute outputs for every sequence, those with a token axis cut to the sequence's own tokens.
+
+    Raises ModelUnavailable when the task's graph is broken, ModelOutputInvalid for NaN and infinity.
+    """
+    computed = scheduler.submit(graphs.session(task), sequences, outputs)
+    rows = [
+        tuple(
+            value[: len(ids)] if output in PER_TOKEN else value
+            for output, value in zip(outputs, row, strict=True)
+        )
+        for ids, row in zip(sequences, computed, strict=True)
+    ]
+    if not all(np.isfinite(value).all() for row in rows for value in row):
+        raise ModelOutputInvalid(graphs.manifest.name)
+    return rows

@@ -1,0 +1,35 @@
+"""Scores pairs of texts by a classifier: the query and a document, joined by the tokenizer's own template.
+
+Source of the lengths: FlagEmbedding, BaseReranker: the query takes at most three quarters of the limit, the
+document what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.scoring import Distinct, Parts, RankOptions, Scored, logits, sigmoid
+from service.tokenization import Ids
+
+
+def score(parts: Parts, query: str, documents: Sequence[str], asked: RankOptions) -> Scored:
+    """Score each document from 0 to 1. Raises ModelUnavailable, ModelOutputInvalid."""
+    distinct = Distinct.of(documents)
+    encoded = parts.tokenizer.encode([query, *distinct.texts], parts.manifest.max_tokens)
+    first, *others = [tokens.ids for tokens in encoded]
+    found = sigmoid(logits(parts, [pair(parts, first, other) for other in others]))
+    num_tokens = len(first) + sum(len(others[place]) for place in distinct.places)
+    return Scored(found[distinct.places], num_tokens)
+
+
+def pair(parts: Parts, query: Ids, document: Ids) -> Ids:
+    """Join token ids of two texts, each with its special tokens, cut to the limit."""
+    tokenizer, limit = parts.tokenizer, parts.manifest.max_tokens
+    template = tokenizer.pair
+    first = tokenizer.bare(query)[: limit * 3 // 4]
+    specials = (template.opening, template.between, template.closing)
+    room = max(0, limit - len(first) - sum(map(len, specials)))
+    second = tokenizer.bare(document)[:room]
+    return np.concatenate([template.opening, first, template.between, second, template.closing])

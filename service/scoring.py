@@ -1,0 +1,76 @@
+"""What the ways of scoring have in common: what a request asks, what they work with, what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service import inference
+from service.graphs import Graphs
+from service.manifest import Manifest, Output
+from service.scheduler import Scheduler
+from service.tokenization import Ids, Tokenizer
+
+Floats = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """What a request asks of a reranker beside its texts; None leaves it to the model."""
+
+    top_n: int | None = None
+    instruction: str | None = None
+    max_query_length: int | None = None  # tokens
+    max_doc_length: int | None = None  # tokens
+    return_embeddings: bool = False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a reranker is made of."""
+
+    manifest: Manifest
+    tokenizer: Tokenizer
+    graphs: Graphs
+    scheduler: Scheduler
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score for each document, the tokens billed, and the documents' vectors where the model makes any."""
+
+    scores: Scores  # (documents,)
+    num_tokens: int
+    vectors: Floats | None = None  # (documents, size), not normalised
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The different texts of a list and where each of the list is among them.
+
+    Equal documents of a request are run once: it saves time, and their scores are equal.
+    """
+
+    texts: list[str]
+    places: list[int]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Distinct:
+        """Find the different texts, in their order."""
+        found = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        return cls(list(found), [found[text] for text in texts])
+
+
+def logits(parts: Parts, sequences: Sequence[Ids]) -> Floats:
+    """Compute the one logit of every sequence: (sequences,). Raises as `inference.run`."""
+    rows = inference.run(parts.graphs, parts.scheduler, None, sequences, [Output.SCORES])
+    return np.array([value for (value,) in rows], dtype=np.float32)
+
+
+def sigmoid(values: Floats) -> Scores:
+    """Turn logits into probabilities."""
+    return np.asarray(1 / (1 + np.exp(-values.astype(np.float64))))
