@@ -12,7 +12,7 @@ from convert.graph import Graph
 from convert.recipe import Recipe
 from convert.weights import Weights
 from service.errors import BakeError
-from service.manifest import BASE_TASK, TOKENIZER_FILE, Kind, Pooling
+from service.manifest import BASE_TASK, TOKENIZER_FILE, Kind, Pooling, Scoring
 
 CLASSIFIER_CLASS = "ForSequenceClassification"  # the end of the class name in config.json
 POOLING_CONFIG = "1_Pooling/config.json"
@@ -63,7 +63,8 @@ def _weights(opened: Checkpoint, task: str | None) -> Weights:
 def _graph(recipe: Recipe, config: Config, weights: Weights, token_ids: tuple[int, ...]) -> Graph:
     if isinstance(config, DecoderConfig):
         return decoder_heads.build(decoder_heads.Head(weights, config, token_ids), recipe.manifest)
-    graph, hidden = encoder.build(weights, config)
+    first_only = recipe.manifest.scoring == Scoring.CLASSIFIER
+    graph, hidden = encoder.build(weights, config, first_only=first_only)
     body = heads.Body(graph, weights, hidden, config.hidden_size, recipe.manifest.pooling)
     heads.add_outputs(body, heads.available(recipe.manifest.outputs, weights))
     return graph

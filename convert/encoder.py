@@ -19,10 +19,11 @@ INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 
 
-def build(weights: Weights, config: EncoderConfig) -> tuple[Graph, str]:
+def build(weights: Weights, config: EncoderConfig, *, first_only: bool = False) -> tuple[Graph, str]:
     """Build the graph from token ids to the last hidden states; return it and the name of those states.
 
-    Inputs: `input_ids`, `attention_mask` (batch, tokens) int64. States: (batch, tokens, hidden) float32.
+    Inputs: `input_ids`, `attention_mask` (batch, tokens) int64. States: (batch, tokens, hidden) float32;
+    with `first_only` those of the first token alone, (batch, 1, hidden): the last layer computes no others.
     """
     if (found := weights.num_layers(config.layout.layer)) != config.num_layers:
         raise BakeError(f"{weights.origin} has {found} layers, its config.json says {config.num_layers}")
@@ -35,9 +36,16 @@ def build(weights: Weights, config: EncoderConfig) -> tuple[Graph, str]:
     hidden = _embeddings(graph, weights, config)
     for layer in range(config.num_layers):
         name = f"{config.layout.layer}.{layer}"
-        hidden = _attention(graph, weights, config, name, hidden)
+        context = _attention(graph, weights, config, name, hidden)
+        if first_only and layer + 1 == config.num_layers:
+            hidden, context = (_first_token(graph, value) for value in (hidden, context))
+        hidden = _attention_output(graph, weights, config, name, (context, hidden))
         hidden = _feed_forward(graph, weights, config, name, hidden)
     return graph, hidden
+
+
+def _first_token(graph: Graph, value: str) -> str:
+    return graph.op("Gather", f"{value}.first", [value, graph.value("first_token", [0])], {"axis": 1})
 
 
 def _embeddings(graph: Graph, weights: Weights, config: EncoderConfig) -> str:
@@ -103,6 +111,7 @@ def _token_type(weights: Weights, config: EncoderConfig) -> Constant:
 
 
 def _attention(graph: Graph, weights: Weights, config: EncoderConfig, layer: str, hidden: str) -> str:
+    """Return the name of what the heads see, (batch, tokens, hidden), before it is projected."""
     layout, name = config.layout, f"{layer}.attention"
     parts = [f"{layer}.{part}" for part in layout.query_key_value]
     size = config.hidden_size
@@ -117,7 +126,7 @@ def _attention(graph: Graph, weights: Weights, config: EncoderConfig, layer: str
         query, key, value = graph.split(f"{name}.split", biased, 3)
         arguments = [_rotated(graph, config, query), _rotated(graph, config, key), value, ""]
     heads = {"num_heads": config.num_heads}
-    context = graph.op(
+    return graph.op(
         "If",
         f"{name}.context",
         ["is_padded"],
@@ -126,7 +135,15 @@ def _attention(graph: Graph, weights: Weights, config: EncoderConfig, layer: str
             "else_branch": branch(f"{name}.unmasked", "MultiHeadAttention", arguments, heads),
         },
     )
-    output = linear(graph, weights, f"{layer}.{layout.attention_output}", context, (size, size))
+
+
+def _attention_output(
+    graph: Graph, weights: Weights, config: EncoderConfig, layer: str, values: tuple[str, str]
+) -> str:
+    """Project what the heads see, then add it to the states it was seen from and normalise."""
+    layout, (context, hidden) = config.layout, values
+    shape = (config.hidden_size, config.hidden_size)
+    output = linear(graph, weights, f"{layer}.{layout.attention_output}", context, shape)
     return _add_norm(graph, weights, config, f"{layer}.{layout.attention_norm}", (output, hidden))
 
 

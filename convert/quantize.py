@@ -100,7 +100,7 @@ def _linear_int8(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -
         graph.op("Mul", name, [product, row_scales])
         return
     scaled = graph.op("Mul", f"{name}.scaled", [product, row_scales])
-    graph.op("Reshape", name, [scaled, _unflattened_shape(graph)])
+    graph.op("Reshape", name, [scaled, _unflattened_shape(graph, num_outputs)])
 
 
 def _quantized_input(rewriting: Rewriting, value: str, size: int) -> tuple[str, str]:
@@ -131,12 +131,12 @@ def _quantized_input(rewriting: Rewriting, value: str, size: int) -> tuple[str, 
     return rows, columns
 
 
-def _unflattened_shape(graph: Graph) -> str:
-    """Return the name of the shape (batch, tokens, -1), made once per graph."""
-    name = "unflattened_shape"
+def _unflattened_shape(graph: Graph, size: int) -> str:
+    """Return the name of the shape (batch, -1, size), made once per graph."""
+    name = f"unflattened_shape.{size}"
     if not any(node.name == name for node in graph.nodes):
-        batch_and_tokens = graph.op("Shape", "batch_and_tokens", [INPUT_IDS])
-        graph.op("Concat", name, [batch_and_tokens, graph.value("rest", [-1])], {"axis": 0})
+        batch = graph.op("Shape", f"{name}.batch", [INPUT_IDS], {"start": 0, "end": 1})
+        graph.op("Concat", name, [batch, graph.value(f"{name}.rest", [-1, size])], {"axis": 0})
     return name
 
 
