@@ -171,6 +171,6 @@ def _query_of(blocks: Sequence[Block]) -> Floats:
     if len(blocks) == 1:
         return blocks[0].query
     weights = np.array([block.weight for block in blocks])
-    return np.asarray(
-        np.average([block.query for block in blocks], axis=0, weights=weights), dtype=np.float32
-    )
+    queries = [block.query for block in blocks]
+    average = np.average(queries, axis=0, weights=weights if weights.any() else None)
+    return np.asarray(average, dtype=np.float32)
