@@ -12,9 +12,16 @@ from convert.graph import Graph
 from convert.recipe import Recipe
 from convert.weights import Weights
 from service.errors import BakeError
-from service.manifest import BASE_TASK, TOKENIZER_FILE, Kind, Pooling, Scoring
+from service.manifest import BASE_TASK, TOKENIZER_FILE, Pooling, Scoring
 
-CLASSIFIER_CLASS = "ForSequenceClassification"  # the end of the class name in config.json
+# Ends of class names in config.json that say what the layers were trained for.
+CLASSES = {"ForSequenceClassification": Scoring.CLASSIFIER, "ForRanking": Scoring.LISTWISE}
+MODELS = {
+    None: "an embedding model",
+    Scoring.CLASSIFIER: "a classifier",
+    Scoring.YES_NO: "a language model asked for yes or no",
+    Scoring.LISTWISE: "a listwise reranker",
+}
 POOLING_CONFIG = "1_Pooling/config.json"
 POOLING_MODES = {
     Pooling.MEAN: "pooling_mode_mean_tokens",
@@ -71,12 +78,12 @@ def _graph(recipe: Recipe, config: Config, weights: Weights, token_ids: tuple[in
 
 
 def _check_kind(recipe: Recipe, opened: Checkpoint) -> None:
-    """Refuse a classifier in the place of an embedding model: its encoder was trained for something else."""
+    """Refuse a model of another kind with the same layers: they were trained for something else."""
     classes = [str(name) for name in opened.config.get("architectures") or ()]
-    if recipe.manifest.kind == Kind.EMBEDDING and any(name.endswith(CLASSIFIER_CLASS) for name in classes):
-        raise BakeError(
-            f"{opened.folder} holds {', '.join(classes)}: {recipe.manifest.name} is an embedding model"
-        )
+    name, scoring = recipe.manifest.name, recipe.manifest.scoring
+    for ending, kind in CLASSES.items():
+        if scoring != kind and any(found.endswith(ending) for found in classes):
+            raise BakeError(f"{opened.folder} holds {', '.join(classes)}: {name} is {MODELS[scoring]}")
 
 
 def _check_pooling(recipe: Recipe, opened: Checkpoint) -> None:
@@ -86,7 +93,7 @@ def _check_pooling(recipe: Recipe, opened: Checkpoint) -> None:
     modes = {
         name for name, value in opened.read_json(POOLING_CONFIG).items() if "mode" in name and value is True
     }
-    if modes and modes != {POOLING_MODES[recipe.manifest.pooling]}:
+    if modes and modes != {POOLING_MODES.get(recipe.manifest.pooling)}:
         raise BakeError(
             f"{opened.folder / POOLING_CONFIG} pools by {', '.join(sorted(modes))}: "
             f"{recipe.manifest.name} does not"

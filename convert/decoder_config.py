@@ -12,6 +12,8 @@ from service.errors import BakeError
 MODEL_TYPES = {Architecture.QWEN2: "qwen2", Architecture.QWEN3: "qwen3"}
 ACTIVATION = "silu"
 PLAIN_ROTARY = (None, "default")  # no scaling of positions
+ROTARY_KEYS = {"rope_theta", "rope_type", "type"}  # what may be said of positions without scaling them
+HEAD_STEP = 16  # ONNX Runtime's attention takes heads of such sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class DecoderConfig:
     rotary_base: float
     has_biases: bool  # on queries, keys and values
     has_head_norms: bool  # RMS norms over each head of queries and keys
-    is_tied: bool  # the word table is the language model's head too
+    is_tied: bool | None = None  # whether the word table is the language model's head too, where it is known
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
@@ -41,8 +43,12 @@ class DecoderConfig:
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_kv_heads}"
             )
-        if self.head_size % 2 or self.head_size < 2:
-            raise BakeError(f"head_dim {self.head_size} must be even and positive")
+        if self.head_size % HEAD_STEP or self.head_size < HEAD_STEP:
+            raise BakeError(
+                f"head_dim {self.head_size} is not a multiple of {HEAD_STEP}, as attention needs it"
+            )
+        if not 0 < self.norm_eps < 1:
+            raise BakeError(f"config.json has rms_norm_eps {self.norm_eps}, must be above 0 and below 1")
 
     @property
     def query_size(self) -> int:
@@ -78,7 +84,7 @@ def read(architecture: Architecture, config: Mapping[str, object]) -> DecoderCon
             rotary_base=rotary.base(config),
             has_biases=not is_qwen3,
             has_head_norms=is_qwen3,
-            is_tied=bool(config.get("tie_word_embeddings", True)),
+            is_tied=_is_tied(config),
         )
     except KeyError as error:
         raise BakeError(f"config.json lacks {error.args[0]!r}") from error
@@ -98,13 +104,19 @@ def _check(architecture: Architecture, config: Mapping[str, object]) -> None:
     for key in ("use_sliding_window", "attention_bias"):
         if config.get(key):
             raise BakeError(f"config.json has {key} true, which this builder does not know")
-    layers = config.get("layer_types") or ()
-    if isinstance(layers, list) and set(layers) - {"full_attention"}:
-        raise BakeError(f"config.json has layer_types {sorted(set(layers))}: only full_attention is known")
+    layers = config.get("layer_types") or []
+    if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
+        raise BakeError(f"config.json has layer_types {layers!r}: only full_attention is known")
     for key in ("rope_scaling", "rope_parameters"):
         scaling = config.get(key) or {}
-        kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else scaling
-        if kind not in PLAIN_ROTARY:
+        is_plain = isinstance(scaling, Mapping) and set(scaling) <= ROTARY_KEYS
+        kinds = {scaling.get("rope_type"), scaling.get("type")} if isinstance(scaling, Mapping) else set()
+        if not is_plain or kinds - set(PLAIN_ROTARY):
             raise BakeError(
                 f"config.json scales positions ({key} {scaling!r}), which this builder does not know"
             )
+
+
+def _is_tied(config: Mapping[str, object]) -> bool | None:
+    found = config.get("tie_word_embeddings")
+    return None if found is None else bool(found)

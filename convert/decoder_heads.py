@@ -43,6 +43,10 @@ def tokens_of(manifest: Manifest) -> tuple[str, ...]:
 def build(head: Head, manifest: Manifest) -> Graph:
     """Build the graph of a decoder with the one output of its manifest."""
     weights, config = head.weights, head.config
+    if (highest := max(head.token_ids, default=0)) >= config.vocabulary_size:
+        raise BakeError(
+            f"the word table has {config.vocabulary_size} rows, but this model needs that of token {highest}"
+        )
     if manifest.listwise:
         config = replace(config, max_positions=config.max_positions + PROMPT_ROOM)
     graph = decoder.start(weights, config)
@@ -71,9 +75,10 @@ def _score(graph: Graph, head: Head, hidden: str) -> None:
 
 def _answer_vector(head: Head) -> Constant:
     """Make the (hidden, 1) difference of two rows of the language model's head."""
-    table = head.weights[decoder.WORD_TABLE]
-    if not head.config.is_tied:
-        table = head.weights[LM_HEAD]
+    is_tied = head.config.is_tied
+    if is_tied is None:  # the config does not say
+        is_tied = LM_HEAD not in head.weights
+    table = head.weights[decoder.WORD_TABLE if is_tied else LM_HEAD]
     if table.shape != (head.config.vocabulary_size, head.config.hidden_size):
         raise BakeError(f"the language model's head has shape {table.shape}, config.json says otherwise")
     yes, no = head.token_ids

@@ -77,7 +77,7 @@ def _listwise(recipe: Recipe, opened: Checkpoint, max_positions: int) -> Listwis
     limits = [recipe.manifest.listwise.capacity, max_positions]
     if opened.has_file(TOKENIZER_CONFIG):
         found = opened.read_json(TOKENIZER_CONFIG).get("model_max_length", max_positions)
-        if not isinstance(found, int | float) or found < 1:
+        if not isinstance(found, int | float) or not found >= 1:  # NaN is none
             raise BakeError(f"{TOKENIZER_CONFIG} has model_max_length {found!r}, must be a positive integer")
         limits.append(int(min(found, max_positions)))  # "without limit" is written as 1e30
     return replace(recipe.manifest.listwise, capacity=min(limits))

@@ -8,6 +8,7 @@ import numpy as np
 
 from convert.graph import Constant
 from convert.weights import FLOAT32, Floats
+from service.errors import BakeError
 
 FUNCTIONS = {"cos": np.cos, "sin": np.sin}
 
@@ -32,9 +33,13 @@ def table(kind: str, base: float, num_positions: int, head_size: int) -> Constan
 def base(config: Mapping[str, object]) -> float:
     """Take the base of the angles from a config.json: its own key, or where transformers 5 writes it.
 
-    Raises KeyError where it has neither, ValueError for one that is no number.
+    Raises KeyError where it has neither, ValueError for one that is no number, BakeError for two that differ.
     """
     parameters = config.get("rope_parameters")
-    if "rope_theta" not in config and isinstance(parameters, Mapping):
-        return float(str(parameters["rope_theta"]))
-    return float(str(config["rope_theta"]))
+    places = (config, parameters) if isinstance(parameters, Mapping) else (config,)
+    found = {float(str(place["rope_theta"])) for place in places if "rope_theta" in place}
+    if not found:
+        raise KeyError("rope_theta")
+    if len(found) > 1:
+        raise BakeError(f"config.json has two bases of rotary positions (rope_theta): {sorted(found)}")
+    return found.pop()

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from convert import checkpoint
-from convert.recipe import SAFE_FILES
 from convert.checkpoint import Checkpoint
+from convert.recipe import SAFE_FILES
 from service.errors import BakeError
 from service.manifest import Source
 
