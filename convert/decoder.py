@@ -1,8 +1,8 @@
 """Qwen-family graphs: pre-norm layers, grouped queries, rotary positions. Knows no head and no task.
 
-Values are flat, (batch * tokens, size): only attention knows of rows. Texts are padded on the right; what is
-computed at padding is never read, for no token looks at a later one. The last layer's output is computed only
-for the tokens that a head reads.
+Values are flat, (batch * tokens, size): only attention and the choice of tokens know rows. Texts are padded
+on the right; what is computed at padding is never read, for no token looks at a later one. The last layer's
+output is computed only for the tokens that a head reads.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import numpy as np
 
 from convert import rotary
 from convert.decoder_config import DecoderConfig
-from convert.encoder import ATTENTION_MASK, INPUT_IDS
-from convert.graph import Graph, node
+from convert.graph import ATTENTION_MASK, INPUT_IDS, Graph, node
 from convert.weights import Weights
 from service.errors import BakeError
 
@@ -85,7 +84,7 @@ def states(graph: Graph, weights: Weights, config: DecoderConfig, kept: str) -> 
             context = graph.op("Gather", "kept.context", [context, kept])
             hidden = graph.op("Gather", "kept.hidden", [hidden, kept])
         size = (config.hidden_size, config.query_size)
-        added = _linear(graph, weights, f"{layer}.self_attn.o_proj", context, size)
+        added = linear(graph, weights, f"{layer}.self_attn.o_proj", context, size)
         normed, hidden = _add_norm(
             graph, weights, config, f"{layer}.post_attention_layernorm", (hidden, added)
         )
@@ -101,7 +100,7 @@ def _attention(graph: Graph, weights: Weights, config: DecoderConfig, name: str,
     arguments = []
     for part, (size, is_normed) in shapes.items():
         projection = f"{name}.{part}_proj"
-        value = _linear(graph, weights, projection, normed, (size, config.hidden_size))
+        value = linear(graph, weights, projection, normed, (size, config.hidden_size))
         if config.has_biases:
             bias = graph.constant(f"{projection}.bias", weights.constant(f"{projection}.bias", (size,)))
             value = graph.op("Add", f"{projection}.biased", [value, bias])
@@ -117,12 +116,20 @@ def _attention(graph: Graph, weights: Weights, config: DecoderConfig, name: str,
     ]
     # NOTE: without the two outputs for a cache, ONNX Runtime takes a kernel that needs tokens x tokens memory
     # (1.31, CPU: 8,192 tokens add 4.7 GB instead of 0.4, and take twice the time).
-    outputs = [f"{name}.context", f"{name}.keys", f"{name}.values"]
+    context, keys, values = outputs = [f"{name}.context", f"{name}.keys", f"{name}.values"]
     inputs = [*arguments, "", "", "last_tokens.int32", "num_tokens.int32", *tables]
     heads = {"num_heads": config.num_heads, "kv_num_heads": config.num_kv_heads, "do_rotary": 1}
-    graph.nodes.append(node("GroupQueryAttention", f"{name}.context", inputs, outputs, heads))
-    flat = graph.value(f"flat.{config.query_size}", [-1, config.query_size])
-    return graph.op("Reshape", f"{name}.flat", [outputs[0], flat])
+    graph.nodes.append(node("GroupQueryAttention", context, inputs, outputs, heads))
+    # A value that no node on the way to the result reads stays in memory until the end of the run, and so the
+    # caches of all layers would. The shape of the context is taken from them, to have them read and dropped.
+    rows = graph.op("Shape", f"{keys}.rows", [keys], {"start": 0, "end": 1})
+    tokens = graph.op("Shape", f"{values}.tokens", [values], {"start": 2, "end": 3})
+    size = graph.value(f"size.{config.query_size}", [config.query_size])
+    shape = graph.op("Concat", f"{context}.shape", [rows, tokens, size], {"axis": 0})
+    seen = graph.op("Reshape", f"{context}.rows", [context, shape])
+    return graph.op(
+        "Reshape", f"{name}.flat", [seen, graph.value(f"flat.{config.query_size}", [-1, config.query_size])]
+    )
 
 
 def _head_norm(graph: Graph, weights: Weights, config: DecoderConfig, name: str, value: str) -> str:
@@ -135,14 +142,14 @@ def _head_norm(graph: Graph, weights: Weights, config: DecoderConfig, name: str,
 
 def _feed_forward(graph: Graph, weights: Weights, config: DecoderConfig, name: str, normed: str) -> str:
     narrow, wide = config.hidden_size, config.feed_forward_size
-    gate = _linear(graph, weights, f"{name}.gate_proj", normed, (wide, narrow))
-    up = _linear(graph, weights, f"{name}.up_proj", normed, (wide, narrow))
+    gate = linear(graph, weights, f"{name}.gate_proj", normed, (wide, narrow))
+    up = linear(graph, weights, f"{name}.up_proj", normed, (wide, narrow))
     activated = graph.op("QuickGelu", f"{name}.silu", [gate], SILU)
     gated = graph.op("Mul", f"{name}.gated", [activated, up])
-    return _linear(graph, weights, f"{name}.down_proj", gated, (narrow, wide))
+    return linear(graph, weights, f"{name}.down_proj", gated, (narrow, wide))
 
 
-def _linear(graph: Graph, weights: Weights, name: str, value: str, shape: tuple[int, int]) -> str:
+def linear(graph: Graph, weights: Weights, name: str, value: str, shape: tuple[int, int]) -> str:
     """Append a linear layer of (out, in) without bias under its tensor's name."""
     weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"], shape))
     return graph.op("MatMul", name, [value, weight])

@@ -13,7 +13,7 @@ MODEL_TYPES = {Architecture.QWEN2: "qwen2", Architecture.QWEN3: "qwen3"}
 ACTIVATION = "silu"
 PLAIN_ROTARY = (None, "default")  # no scaling of positions
 ROTARY_KEYS = {"rope_theta", "rope_type", "type"}  # what may be said of positions without scaling them
-HEAD_STEP = 16  # ONNX Runtime's attention takes heads of such sizes
+HEAD_SIZE_MULTIPLE = 16  # ONNX Runtime's attention takes heads of such sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,12 @@ class DecoderConfig:
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_kv_heads}"
             )
-        if self.head_size % HEAD_STEP or self.head_size < HEAD_STEP:
+        if self.head_size % HEAD_SIZE_MULTIPLE or self.head_size < HEAD_SIZE_MULTIPLE:
             raise BakeError(
-                f"head_dim {self.head_size} is not a multiple of {HEAD_STEP}, as attention needs it"
+                f"head_dim {self.head_size} is not a multiple of {HEAD_SIZE_MULTIPLE}, as attention needs it"
             )
+        if not 0 < self.rotary_base < float("inf"):
+            raise BakeError(f"config.json has rope_theta {self.rotary_base}, must be a positive number")
         if not 0 < self.norm_eps < 1:
             raise BakeError(f"config.json has rms_norm_eps {self.norm_eps}, must be above 0 and below 1")
 
@@ -109,12 +111,17 @@ def _check(architecture: Architecture, config: Mapping[str, object]) -> None:
         raise BakeError(f"config.json has layer_types {layers!r}: only full_attention is known")
     for key in ("rope_scaling", "rope_parameters"):
         scaling = config.get(key) or {}
-        is_plain = isinstance(scaling, Mapping) and set(scaling) <= ROTARY_KEYS
-        kinds = {scaling.get("rope_type"), scaling.get("type")} if isinstance(scaling, Mapping) else set()
-        if not is_plain or kinds - set(PLAIN_ROTARY):
+        if not isinstance(scaling, Mapping) or not _is_plain(scaling):
             raise BakeError(
                 f"config.json scales positions ({key} {scaling!r}), which this builder does not know"
             )
+
+
+def _is_plain(scaling: Mapping[str, object]) -> bool:
+    """Tell whether this says of positions no more than their base."""
+    return set(scaling) <= ROTARY_KEYS and all(
+        scaling.get(key) in PLAIN_ROTARY for key in ("rope_type", "type")
+    )
 
 
 def _is_tied(config: Mapping[str, object]) -> bool | None:

@@ -1,10 +1,13 @@
 """What stands on top of a decoder: from the states of the tokens it keeps to the output a bundle promises.
 
+Knows the tokens that a head is about by their ids alone.
+
 Sources: vllm (the one vector that stands for "yes" against "no"), jinaai/jina-reranker-v3 (the projector).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,13 +17,10 @@ from convert.decoder_config import DecoderConfig
 from convert.graph import Constant, Graph
 from convert.weights import FLOAT32, Floats, Weights
 from service.errors import BakeError
-from service.manifest import Manifest, Output, Pooling, Scoring
+from service.manifest import PROMPT_ROOM, Manifest, Output, Scoring
 
 ANSWERS = "yes", "no"
 LM_HEAD = "lm_head.weight"
-# Positions beyond the model's own: the capacity of a listwise prompt counts its texts, not the words around
-# them, some ten tokens a document. The reference computes positions without a limit.
-PROMPT_ROOM = 4096
 PROJECTOR = "projector.0", "projector.2"  # linear layers with a ReLU between them
 
 
@@ -47,22 +47,20 @@ def build(head: Head, manifest: Manifest) -> Graph:
         raise BakeError(
             f"the word table has {config.vocabulary_size} rows, but this model needs that of token {highest}"
         )
-    if manifest.listwise:
+    is_listwise = manifest.scoring == Scoring.LISTWISE
+    if is_listwise:
         config = replace(config, max_positions=config.max_positions + PROMPT_ROOM)
     graph = decoder.start(weights, config)
-    if manifest.pooling == Pooling.MARKERS:
-        kept = decoder.marker_tokens(graph, head.token_ids)
-    else:
-        kept = decoder.last_tokens(graph)
+    kept = decoder.marker_tokens(graph, head.token_ids) if is_listwise else decoder.last_tokens(graph)
     hidden = decoder.states(graph, weights, config, kept)
-    if manifest.scoring == Scoring.LISTWISE:
-        _project(graph, head, hidden)
-    elif manifest.scoring == Scoring.YES_NO:
-        _score(graph, head, hidden)
-    else:
-        graph.op("Identity", Output.POOLED, [hidden])
-        graph.output(Output.POOLED, ("batch", config.hidden_size))
+    HEADS[manifest.scoring](graph, head, hidden)
     return graph
+
+
+def _pool(graph: Graph, head: Head, hidden: str) -> None:
+    """Take the states as they are: (batch, hidden)."""
+    graph.op("Identity", Output.POOLED, [hidden])
+    graph.output(Output.POOLED, ("batch", head.config.hidden_size))
 
 
 def _score(graph: Graph, head: Head, hidden: str) -> None:
@@ -105,5 +103,12 @@ def _project(graph: Graph, head: Head, hidden: str) -> None:
 
 def _linear(graph: Graph, head: Head, name: str, value: str, shape: tuple[int, int]) -> str:
     """Apply a linear layer that no precision rounds: beside the decoder a head costs next to nothing."""
-    weight = graph.constant(f"{name}.weight", head.weights.joined([f"{name}.weight"], shape))
-    return graph.exact_op("MatMul", name, [value, weight])
+    graph.exact.add(name)
+    return decoder.linear(graph, head.weights, name, value, shape)
+
+
+HEADS: dict[Scoring | None, Callable[[Graph, Head, str], None]] = {
+    None: _pool,
+    Scoring.YES_NO: _score,
+    Scoring.LISTWISE: _project,
+}

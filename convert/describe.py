@@ -30,6 +30,7 @@ def described(recipe: Recipe, opened: Checkpoint, source: Source) -> Manifest:
         max_tokens=_max_tokens(recipe, opened, config.max_positions),
         dimensions=config.hidden_size,
         default_dimensions=min(recipe.manifest.default_dimensions or config.hidden_size, config.hidden_size),
+        vocabulary_size=config.vocabulary_size,
         listwise=_listwise(recipe, opened, config.max_positions),
         outputs=heads.available(recipe.manifest.outputs, opened.weights),
         tasks=_tasks(recipe, opened),

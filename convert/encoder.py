@@ -10,13 +10,10 @@ import numpy as np
 
 from convert import rotary
 from convert.encoder_config import EncoderConfig
-from convert.graph import Constant, Graph, branch
+from convert.graph import ATTENTION_MASK, INPUT_IDS, Constant, Graph, branch
 from convert.lora import TABLE_A, TABLE_B, WORD_TABLE
 from convert.weights import FLOAT32, Floats, Weights
 from service.errors import BakeError
-
-INPUT_IDS = "input_ids"
-ATTENTION_MASK = "attention_mask"
 
 
 def build(weights: Weights, config: EncoderConfig, *, first_only: bool = False) -> tuple[Graph, str]:

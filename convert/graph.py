@@ -14,6 +14,7 @@ from onnx import helper
 OPSET = 21
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
+INPUT_IDS, ATTENTION_MASK = "input_ids", "attention_mask"  # inputs that every text graph has
 MICROSOFT_OPERATORS = frozenset(
     {"MultiHeadAttention", "GroupQueryAttention", "RotaryEmbedding", "BiasGelu", "QuickGelu"}
     | {"SkipSimplifiedLayerNormalization"}

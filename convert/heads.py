@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from convert.encoder import ATTENTION_MASK, linear
-from convert.graph import Graph
+from convert.encoder import linear
+from convert.graph import ATTENTION_MASK, Graph
 from convert.weights import Weights
 from service.manifest import Output, Pooling
 

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from convert.encoder import INPUT_IDS
-from convert.graph import Array, Constant, Graph, constant_in_parts
+from convert.graph import INPUT_IDS, Array, Constant, Graph, constant_in_parts
 from convert.rounding import (
     BLOCK_SIZE,
     INT8_MAX,

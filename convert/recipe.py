@@ -46,13 +46,11 @@ class Recipe:
     head_files: tuple[str, ...] = ()  # optional state dicts beside the weights
     hub_files: tuple[str, ...] = SAFE_FILES  # patterns of what is fetched
     package: str | None = None  # an installable package that ships the checkpoint
-    # Files in convert/data/reference with outputs of the reference implementation:
+    # What the reference implementation computes; the first two are files in convert/data/reference.
     reference: str | None = None  # unit vectors of texts
     published_states: str | None = None  # token states that the model's authors or their porters published
     reference_tolerance: float = 2e-5  # largest difference of a unit vector's component
-    published_cosines: PublishedCosines | None = (
-        None  # of texts that the model's authors give in their README
-    )
+    published_cosines: PublishedCosines | None = None  # of texts in the model's README
 
     def __post_init__(self) -> None:
         """Refuse a recipe that could not be served."""

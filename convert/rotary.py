@@ -1,4 +1,4 @@
-"""The cos and sin tables of rotary positions, as the reference implementations compute them."""
+"""The cos and sin tables of rotary positions, as the references compute them. Knows no graph."""
 
 from __future__ import annotations
 

@@ -43,9 +43,9 @@ def open_variant(folder: Path, manifest: Manifest, variant: Variant) -> Model:
 
 
 def answers(model: Model, variant: Variant, texts: Sequence[str], on_text: OnText) -> Floats:
-    """Compute a unit vector for each text, or a reranker's scores (queries, documents), one text at a time.
+    """Compute a unit vector for each text, one at a time, or a reranker's scores (queries, documents).
 
-    What a batch does must not matter here.
+    What a batch does to vectors must not matter here.
     """
     if isinstance(model, Reranker):
         documents = texts[NUM_QUERIES:][:MAX_DOCUMENTS]

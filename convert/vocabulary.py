@@ -1,4 +1,4 @@
-"""Token ids, looked up in a checkpoint's own tokenizer."""
+"""Token ids, looked up in a checkpoint's own tokenizer. Knows no model."""
 
 from __future__ import annotations
 

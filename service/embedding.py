@@ -67,11 +67,12 @@ class EmbeddingModel:
             _check_limit("tokens", sum(map(len, sequences)), MAX_COLBERT_TOKENS, "return_colbert")
         outputs = [Output.POOLED]
         outputs += [output for field, output in options.OUTPUTS.items() if getattr(asked, field)]
+        num_tokens = self._num_billed(texts, sequences, task)
         rows = inference.run(self.graphs, self.scheduler, task_name, sequences, outputs)
         computed = dict(zip(outputs, zip(*rows, strict=True), strict=True))
         return Embeddings(
             vectors=pooling.unit(np.stack(computed[Output.POOLED]), dimensions),
-            num_tokens=self._num_billed(texts, sequences, task),
+            num_tokens=num_tokens,
             sparse=self._sparse(sequences, computed.get(Output.SPARSE)),
             colbert=_colbert(computed.get(Output.COLBERT)),
         )
@@ -100,18 +101,15 @@ class EmbeddingModel:
     def warm_up(self) -> None:
         """Run both ways through every open graph. Raises ModelOutputInvalid when an answer is not finite."""
         for task in self.graphs.open_tasks():
-            self.embed(WARM_UP_TEXTS, EmbedOptions(task=task, truncate=True))
+            named = task or self.manifest.default_task or next(iter(self.manifest.task_names), None)
+            self.embed(WARM_UP_TEXTS, EmbedOptions(task=named, truncate=True))
 
     def _checked_tokens(self, texts: Sequence[str], task: Task | None, *, truncate: bool) -> list[Ids]:
-        """Tokenize; refuse inputs without tokens and, unless `truncate`, those over the limit."""
+        """Tokenize; refuse inputs over the limit unless `truncate`."""
         limit = self.manifest.max_tokens
         prefix = task.prefix if task else ""
         encoded = self.tokenizer.encode([prefix + text for text in texts], limit)
         for index, tokens in enumerate(encoded):
-            if not tokens.num_tokens:
-                raise InvalidRequest(
-                    f"input[{index}] has no token; send a text.", param=f"input[{index}]", code="empty_input"
-                )
             if tokens.num_tokens > limit and not truncate:
                 count = f"{'' if tokens.is_whole else 'at least '}{tokens.num_tokens}"
                 with_prefix = " with the prefix of its task" if prefix else ""
@@ -124,9 +122,14 @@ class EmbeddingModel:
         return [tokens.ids for tokens in encoded]
 
     def _num_billed(self, texts: Sequence[str], sequences: Sequence[Ids], task: Task | None) -> int:
-        """Count the tokens of the texts alone, without a prefix."""
+        """Count the texts' own tokens, without a prefix. Raises InvalidRequest for a text without any."""
         if task and task.prefix:
             sequences = [tokens.ids for tokens in self.tokenizer.encode(texts, self.manifest.max_tokens)]
+        for index, ids in enumerate(sequences):
+            if not len(ids):
+                raise InvalidRequest(
+                    f"input[{index}] has no token; send a text.", param=f"input[{index}]", code="empty_input"
+                )
         return sum(map(len, sequences))
 
     def _sparse(

@@ -97,10 +97,10 @@ class ModelUnavailable(RequestError):
 
 
 class ModelOutputInvalid(RequestError):
-    """The graph produced NaN or infinity."""
+    """The graph produced NaN or infinity, or not what it promises."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, reason: str = "a value that is not finite") -> None:
         super().__init__(
-            f"Model {model} computed a value that is not finite; the answer was withheld.",
+            f"Model {model} computed {reason}; the answer was withheld.",
             code="model_output_not_finite",
         )

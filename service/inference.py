@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import ModelOutputInvalid
+from service.errors import InvalidRequest, ModelOutputInvalid
 from service.graphs import Graphs
 from service.manifest import Output
 from service.scheduler import Scheduler
@@ -27,8 +27,16 @@ def run(
 ) -> list[tuple[Floats, ...]]:
     """Compute outputs for every sequence, those with a token axis cut to the sequence's own tokens.
 
-    Raises ModelUnavailable when the task's graph is broken, ModelOutputInvalid for NaN and infinity.
+    Raises InvalidRequest for a token that the model has no row for, ModelUnavailable when the task's graph is
+    broken, ModelOutputInvalid for NaN and infinity.
     """
+    num_words = graphs.manifest.vocabulary_size
+    if (highest := max(int(ids.max(initial=0)) for ids in sequences)) >= num_words:
+        raise InvalidRequest(
+            f"A text holds the special token of id {highest}, but model {graphs.manifest.name} knows only "
+            f"those below {num_words}; take it out.",
+            code="unknown_token",
+        )
     computed = scheduler.submit(graphs.session(task), sequences, outputs)
     rows = [
         tuple(

@@ -2,6 +2,7 @@
 
 A vector stands for each of them; the score of a document is its cosine with the query. Several blocks have
 several query vectors: their average, weighted by each block's best score, scores all documents.
+Knows the prompt, its lengths and the arithmetic on vectors, nothing of graphs.
 Source of prompt, lengths and weights: jinaai/jina-reranker-v3, modeling.py.
 """
 
@@ -13,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from service import inference
-from service.errors import ModelOutputInvalid
-from service.manifest import Listwise, Output
+from service.errors import InvalidRequest, ModelOutputInvalid
+from service.manifest import PROMPT_ROOM, Listwise, Output
 from service.pooling import unit
 from service.scoring import Floats, Parts, RankOptions, Scored, Scores
 from service.tokenization import Ids, Tokenizer
@@ -35,7 +36,6 @@ INSTRUCTION = "<instruct>\n{instruction}\n</instruct>\n"
 PASSAGE = '<passage id="{number}">\n{document}{marker}\n</passage>'
 QUERY = "<query>\n{query}{marker}\n</query>"
 CLOSING = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-MAX_PROMPT_TOKENS = 1 << 20  # beyond what a block can have: a prompt is never cut
 
 
 @dataclass(frozen=True)
@@ -59,34 +59,39 @@ class Block:
         return float(np.max((1 + cosines(self.query, self.documents)) / 2))
 
 
-def score(parts: Parts, query: str, documents: Sequence[str], asked: RankOptions) -> Scored:
-    """Score each document from -1 to 1. Raises ModelUnavailable, ModelOutputInvalid."""
-    limits = limits_of(parts, asked)
+def score(parts: Parts, query: str, documents: Sequence[str], options: RankOptions) -> Scored:
+    """Score each document from -1 to 1. Raises InvalidRequest, ModelUnavailable, ModelOutputInvalid."""
+    limits = limits_of(parts, options)
     encoded = parts.tokenizer.encode([query, *documents], parts.manifest.max_tokens)
     num_billed = sum(len(tokens.ids) for tokens in encoded)
-    first, *others = [parts.tokenizer.bare(tokens.ids) for tokens in encoded]
-    searched = cut(parts.tokenizer, query, first, limits.max_query_length)
-    read = [
-        cut(parts.tokenizer, text, ids, limits.max_doc_length)
-        for text, ids in zip(documents, others, strict=True)
+    cut_query, *cut_documents = [
+        cut(parts.tokenizer, text, parts.tokenizer.bare(tokens.ids), limit)
+        for text, tokens, limit in zip(
+            [query, *documents],
+            encoded,
+            [limits.max_query_length, *[limits.max_doc_length] * len(documents)],
+            strict=True,
+        )
     ]
-    instruction = _cut_instruction(parts, asked.instruction, limits)
+    instruction = _cut_instruction(parts, options.instruction)
     blocks = [
-        _run(parts, limits, searched.content, [text.content for text in block], instruction)
-        for block in split(searched.num_tokens, read, limits)
+        _run(parts, limits, cut_query.content, [text.content for text in block], instruction)
+        for block in split(cut_query.num_tokens, cut_documents, limits)
     ]
     vectors = np.concatenate([block.documents for block in blocks])
     return Scored(cosines(_query_of(blocks), vectors), num_billed, vectors)
 
 
-def limits_of(parts: Parts, asked: RankOptions) -> Listwise:
-    """Return the model's limits with those of the request in their places."""
+def limits_of(parts: Parts, options: RankOptions) -> Listwise:
+    """Return the model's limits with those of the request in their places, none above what it takes."""
     known = parts.manifest.listwise
     assert known, "a listwise model has limits"
+    num_special = len(parts.tokenizer.single.opening) + len(parts.tokenizer.single.closing)
+    highest = parts.manifest.max_tokens - num_special
     return replace(
         known,
-        max_query_length=asked.max_query_length or known.max_query_length,
-        max_doc_length=asked.max_doc_length or known.max_doc_length,
+        max_query_length=min(options.max_query_length or known.max_query_length, highest),
+        max_doc_length=min(options.max_doc_length or known.max_doc_length, highest),
     )
 
 
@@ -145,24 +150,33 @@ def cosines(query: Floats, documents: Floats) -> Scores:
     return np.asarray(np.clip(found, -1, 1))
 
 
-def _cut_instruction(parts: Parts, instruction: str | None, limits: Listwise) -> str | None:
-    """Cut an instruction like a query: a prompt has positions only for so many tokens."""
+def _cut_instruction(parts: Parts, instruction: str | None) -> str | None:
+    """Cut an instruction to the length of a query, whatever the request's lengths.
+
+    The capacity of a prompt does not count it, and there are positions only for so many tokens.
+    """
     if instruction is None:
         return None
-    (tokens,) = parts.tokenizer.encode([instruction], parts.manifest.max_tokens)
-    return cut(
-        parts.tokenizer, instruction, parts.tokenizer.bare(tokens.ids), limits.max_query_length
-    ).content
+    limit = limits_of(parts, RankOptions()).max_query_length
+    (ids,) = parts.tokenizer.encode_bare([instruction], limit)
+    return cut(parts.tokenizer, instruction, ids, limit).content
 
 
 def _run(
     parts: Parts, limits: Listwise, query: str, documents: Sequence[str], instruction: str | None
 ) -> Block:
-    (tokens,) = parts.tokenizer.encode([prompt(query, documents, instruction, limits)], MAX_PROMPT_TOKENS)
-    ids = parts.tokenizer.bare(tokens.ids)
+    highest = limits.capacity + PROMPT_ROOM
+    (ids,) = parts.tokenizer.encode_bare([prompt(query, documents, instruction, limits)], highest + 1)
+    if len(ids) > highest:
+        raise InvalidRequest(
+            f"'query' and documents make a prompt of more than {highest} tokens, the most that "
+            f"{parts.manifest.name} has positions for; send a shorter query or a smaller max_query_length.",
+            param="query",
+            code="prompt_too_long",
+        )
     ((vectors,),) = inference.run(parts.graphs, parts.scheduler, None, [ids], [Output.PROJECTED])
     if len(vectors) != len(documents) + 1:
-        raise ModelOutputInvalid(parts.manifest.name)
+        raise ModelOutputInvalid(parts.manifest.name, "another number of vectors than there are texts")
     return Block(vectors[-1], vectors[:-1])
 
 

@@ -19,6 +19,9 @@ from service.figures import Quality, RankQuality, Reference, Speed
 FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
+# Tokens of a listwise prompt beyond its capacity, which counts the texts but not the words around them, some
+# ten a document, nor an instruction. The reference computes positions without a limit; a graph has a table.
+PROMPT_ROOM = 4096
 BASE_TASK = "none"  # a variant of the weights without any adapter: to compare with references, never served
 
 
@@ -88,10 +91,10 @@ class Listwise:
 
     document_marker: str
     query_marker: str
-    max_query_length: int = 512
-    max_doc_length: int = 2048
-    block_size: int = 125  # documents of one prompt
-    capacity: int = 131_072  # of one prompt
+    max_query_length: int
+    max_doc_length: int
+    block_size: int  # documents of one prompt
+    capacity: int  # of one prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,7 @@ class Manifest:
     max_tokens: int = 0
     dimensions: int = 0
     default_dimensions: int = 0  # of requests that name none
+    vocabulary_size: int = 0  # rows of the word table; a tokenizer may know more tokens
     truncatable: bool = False  # trained for shorter vectors: any `dimensions` up to its own
     outputs: tuple[Output, ...] = ()
     tasks: tuple[Task, ...] = ()
@@ -147,7 +151,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Refuse values no bundle can have."""
-        for name in ("max_tokens", "dimensions", "default_dimensions", "created"):
+        for name in ("max_tokens", "dimensions", "default_dimensions", "vocabulary_size", "created"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
 
@@ -202,7 +206,7 @@ def load(folder: Path) -> Manifest:
         raise BundleError(f"{path} is not a valid manifest: {error}") from error
     if manifest.name != folder.resolve().name and manifest.name != folder.name:
         raise BundleError(f"{path} is of model {manifest.name!r}: the folder must have the model's name")
-    needed = ("variants", "outputs", "dimensions", "default_dimensions", "max_tokens")
+    needed = ("variants", "outputs", "dimensions", "default_dimensions", "vocabulary_size", "max_tokens")
     missing = [name for name in needed if not getattr(manifest, name)]
     if missing:
         raise BundleError(f"{path} is incomplete ({', '.join(missing)} missing): bake it again")

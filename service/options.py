@@ -58,8 +58,8 @@ def task_of(manifest: Manifest, options: EmbedOptions) -> Task | None:
     by_name = {task.name: task for task in manifest.tasks}
     if name in by_name:
         return by_name[name]
-    if name is None and manifest.serves_all_tasks:
-        return None
+    if name is None and manifest.serves_all_tasks and not manifest.has_prompt_names:
+        return None  # the text as it is
     known = ", ".join(by_name)
     if name is None:
         message = f"Model {manifest.name} is served without its default task; name one of {known} in 'task'."
@@ -82,7 +82,10 @@ def _task_name(manifest: Manifest, options: EmbedOptions) -> str | None:
             code="invalid_prompt_name",
         )
     if name is None:
-        name = (manifest.default_task or "").removesuffix(f".{QUERY}") if side else manifest.default_task
+        name = manifest.default_task
+        if name is None or side is None:
+            return name
+        name = name.removesuffix(f".{QUERY}")
     completed = f"{name}.{side or QUERY}"
     if completed in manifest.task_names:
         return completed

@@ -1,7 +1,7 @@
 """Scores pairs of texts by a classifier: the query and a document, joined by the tokenizer's own template.
 
-Source of the lengths: FlagEmbedding, BaseReranker: the query takes at most three quarters of the limit, the
-document what is left.
+Knows the template and the lengths, nothing of graphs. Source of the lengths: FlagEmbedding, BaseReranker: the
+query takes at most three quarters of the limit, the document what is left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from service.scoring import Distinct, Parts, RankOptions, Scored, logits, sigmoi
 from service.tokenization import Ids
 
 
-def score(parts: Parts, query: str, documents: Sequence[str], asked: RankOptions) -> Scored:
+def score(parts: Parts, query: str, documents: Sequence[str], options: RankOptions) -> Scored:
     """Score each document from 0 to 1. Raises ModelUnavailable, ModelOutputInvalid."""
     distinct = Distinct.of(documents)
     encoded = parts.tokenizer.encode([query, *distinct.texts], parts.manifest.max_tokens)

@@ -16,21 +16,21 @@ from service.scheduler import Scheduler
 from service.scoring import Floats, Parts, RankOptions, Scored
 from service.tokenization import Tokenizer
 
-Scorer = Callable[[Parts, str, Sequence[str], RankOptions], Scored]
+Score = Callable[[Parts, str, Sequence[str], RankOptions], Scored]
 
 
 @dataclass(frozen=True)
-class Way:
+class Scorer:
     """A way of scoring and the options that it knows beside `top_n`."""
 
-    score: Scorer
+    score: Score
     options: tuple[str, ...] = ()
 
 
-WAYS = {
-    Scoring.CLASSIFIER: Way(pairs.score),
-    Scoring.YES_NO: Way(yes_no.score, ("instruction",)),
-    Scoring.LISTWISE: Way(
+SCORERS = {
+    Scoring.CLASSIFIER: Scorer(pairs.score),
+    Scoring.YES_NO: Scorer(yes_no.score, ("instruction",)),
+    Scoring.LISTWISE: Scorer(
         listwise.score, ("instruction", "max_query_length", "max_doc_length", "return_embeddings")
     ),
 }
@@ -52,7 +52,7 @@ class Reranker:
     """A loaded reranker."""
 
     parts: Parts
-    way: Way
+    scorer: Scorer
 
     @property
     def manifest(self) -> Manifest:
@@ -69,18 +69,18 @@ class Reranker:
         """Return the model's graphs."""
         return self.parts.graphs
 
-    def rank(self, query: str, documents: Sequence[str], asked: RankOptions | None = None) -> Ranking:
+    def rank(self, query: str, documents: Sequence[str], options: RankOptions | None = None) -> Ranking:
         """Score documents, at least one, and return the best `top_n`, all without it.
 
         Raises InvalidRequest for what this model cannot do, ModelUnavailable when the graph is broken,
         ModelOutputInvalid for NaN and infinity.
         """
-        asked = asked or RankOptions()
-        self._check(asked)
-        scored = self.way.score(self.parts, query, documents, asked)
-        order = np.argsort(-scored.scores, kind="stable")[: asked.top_n]
+        options = options or RankOptions()
+        self._check(options)
+        scored = self.scorer.score(self.parts, query, documents, options)
+        order = np.argsort(-scored.scores, kind="stable")[: options.top_n]
         vectors = None
-        if asked.return_embeddings and scored.vectors is not None:
+        if options.return_embeddings and scored.vectors is not None:
             vectors = unit(scored.vectors[order], scored.vectors.shape[1])
         return Ranking(order.tolist(), scored.scores[order].tolist(), scored.num_tokens, vectors)
 
@@ -88,17 +88,18 @@ class Reranker:
         """Run both ways through the graph once. Raises ModelOutputInvalid when an answer is not finite."""
         self.rank(WARM_UP_TEXTS[0], WARM_UP_TEXTS)
 
-    def _check(self, asked: RankOptions) -> None:
+    def _check(self, options: RankOptions) -> None:
         """Refuse options that the way of scoring does not have, and lengths out of range."""
-        for option in (field.name for field in fields(asked) if field.name != "top_n"):
-            if getattr(asked, option) and option not in self.way.options:
+        for option in (field.name for field in fields(options) if field.name != "top_n"):
+            value = getattr(options, option)
+            if value is not None and value is not False and option not in self.scorer.options:
                 raise InvalidRequest(
                     f"Model {self.manifest.name} has no {option}; leave it out.",
                     param=option,
                     code="unsupported_option",
                 )
         for option in LENGTHS:
-            length = getattr(asked, option)
+            length = getattr(options, option)
             if length is not None and not 1 <= length <= self.manifest.max_tokens:
                 raise InvalidRequest(
                     f"'{option}' is {length}; model {self.manifest.name} takes 1 to "
@@ -113,5 +114,9 @@ def open_model(graphs: Graphs, scheduler: Scheduler) -> Reranker:
     manifest = graphs.manifest
     if manifest.scoring is None or (manifest.scoring == Scoring.LISTWISE and manifest.listwise is None):
         raise BundleError(f"{graphs.folder} does not say how its scores are made: bake it again")
-    tokenizer = tokenization.load(graphs.folder / TOKENIZER_FILE)
-    return Reranker(Parts(manifest, tokenizer, graphs, scheduler), WAYS[manifest.scoring])
+    parts = Parts(manifest, tokenization.load(graphs.folder / TOKENIZER_FILE), graphs, scheduler)
+    if manifest.scoring == Scoring.YES_NO and yes_no.room(parts) < 1:
+        raise BundleError(
+            f"{graphs.folder} takes {manifest.max_tokens} tokens, fewer than its own prompt has"
+        )
+    return Reranker(parts, SCORERS[manifest.scoring])

@@ -1,4 +1,4 @@
-"""JSON to typed requests, results to typed responses. Knows the API's field names, no HTTP and no model."""
+"""JSON to typed requests, results to typed responses. Knows the API's field names, no HTTP and no bundle."""
 
 from __future__ import annotations
 

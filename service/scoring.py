@@ -1,4 +1,7 @@
-"""What the ways of scoring have in common: what a request asks, what they work with, what they answer."""
+"""What the ways of scoring have in common: what a request asks, what they work with, what they answer.
+
+Knows no prompt and no template.
+"""
 
 from __future__ import annotations
 

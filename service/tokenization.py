@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from service.errors import BundleError
 
 PREFIX_CHARACTERS = 32  # characters per allowed token that are read at first: far more than texts need
 PREFIX_GROWTH = 8
-TEXTS_AT_ONCE = 64  # bounds the memory of one call
+# Texts and their characters that one call takes: a token takes some hundred bytes while it is made.
+TEXTS_AT_ONCE, CHARACTERS_AT_ONCE = 64, 2_000_000
 WORD_END_WITHIN = 200  # characters before the end of a prefix in which a space is looked for
 
 Ids = npt.NDArray[np.int64]
@@ -67,8 +68,7 @@ class Tokenizer:
         """
         num_characters = max_tokens * PREFIX_CHARACTERS
         tokens: list[Tokens] = []
-        for begin in range(0, len(texts), TEXTS_AT_ONCE):
-            part = texts[begin : begin + TEXTS_AT_ONCE]
+        for part in _parts(texts, num_characters):
             prefixes = [_prefix(text, num_characters) for text in part]
             tokens += [
                 self._cut(ids, max_tokens, is_whole=True)
@@ -77,6 +77,11 @@ class Tokenizer:
                 for text, prefix, ids in zip(part, prefixes, self._encode(prefixes), strict=True)
             ]
         return tokens
+
+    def encode_bare(self, texts: Sequence[str], max_tokens: int) -> list[Ids]:
+        """Return the first `max_tokens` of each text's own tokens, without special tokens around them."""
+        num_special = len(self.single.opening) + len(self.single.closing)
+        return [self.bare(tokens.ids) for tokens in self.encode(texts, max_tokens + num_special)]
 
     def locate(self, text: str) -> Located:
         """Tokenize a whole text, however long, and say where its tokens are."""
@@ -142,6 +147,21 @@ def _template(encoding: Encoding) -> Template:
     first, last = (np.flatnonzero(is_text)[[0, -1]]) if is_text.any() else (len(ids), len(ids))
     between = ids[first : last + 1][~is_text[first : last + 1]]
     return Template(ids[:first], between, ids[last + 1 :])
+
+
+def _parts(texts: Sequence[str], num_characters: int) -> Iterator[list[str]]:
+    """Divide texts into calls, by their number and by what is read of them at first."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        length = min(len(text), num_characters)
+        if part and (len(part) == TEXTS_AT_ONCE or size + length > CHARACTERS_AT_ONCE):
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += length
+    if part:
+        yield part
 
 
 def _prefix(text: str, num_characters: int) -> str:

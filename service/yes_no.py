@@ -1,6 +1,7 @@
 """Scores pairs of texts by a language model that is asked for yes or no: the score is P(yes).
 
-Source of prompt and lengths: QwenLM/Qwen3-Embedding, README and examples/qwen3_reranker_transformers.py.
+Knows the prompt and its lengths, nothing of graphs.
+Source of both: QwenLM/Qwen3-Embedding, README and examples/qwen3_reranker_transformers.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from service.scoring import Distinct, Parts, RankOptions, Scored, logits, sigmoid
-from service.tokenization import Ids
+from service.tokenization import TEXTS_AT_ONCE, Ids
 
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 PREFIX = (
@@ -21,10 +22,10 @@ BODY = "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
-def score(parts: Parts, query: str, documents: Sequence[str], asked: RankOptions) -> Scored:
-    """Score each document from 0 to 1. Raises ModelUnavailable, ModelOutputInvalid."""
+def score(parts: Parts, query: str, documents: Sequence[str], options: RankOptions) -> Scored:
+    """Score each document from 0 to 1. Raises InvalidRequest, ModelUnavailable, ModelOutputInvalid."""
     distinct = Distinct.of(documents)
-    found = sigmoid(logits(parts, prompts(parts, query, distinct.texts, asked.instruction)))
+    found = sigmoid(logits(parts, prompts(parts, query, distinct.texts, options.instruction)))
     encoded = parts.tokenizer.encode([query, *distinct.texts], parts.manifest.max_tokens)
     lengths = [len(tokens.ids) for tokens in encoded]
     return Scored(found[distinct.places], lengths[0] + sum(lengths[1 + place] for place in distinct.places))
@@ -32,11 +33,21 @@ def score(parts: Parts, query: str, documents: Sequence[str], asked: RankOptions
 
 def prompts(parts: Parts, query: str, documents: Sequence[str], instruction: str | None) -> list[Ids]:
     """Make the token ids of each document's prompt; only its body is cut, on the right."""
-    tokenizer, limit = parts.tokenizer, parts.manifest.max_tokens
-    prefix, suffix = (tokenizer.bare(tokens.ids) for tokens in tokenizer.encode([PREFIX, SUFFIX], limit))
-    room = max(1, limit - len(prefix) - len(suffix))
-    asked = instruction or INSTRUCTION
-    bodies = [BODY.format(instruction=asked, query=query, document=document) for document in documents]
-    num_special = len(tokenizer.single.opening) + len(tokenizer.single.closing)
-    encoded = tokenizer.encode(bodies, room + num_special)
-    return [np.concatenate([prefix, tokenizer.bare(tokens.ids), suffix]) for tokens in encoded]
+    tokenizer = parts.tokenizer
+    prefix, suffix = tokenizer.encode_bare([PREFIX, SUFFIX], parts.manifest.max_tokens)
+    limit = room(parts)
+    head = BODY.format(instruction=instruction or INSTRUCTION, query=query, document="")
+    if len(tokenizer.encode_bare([head], 2 * limit)[0]) == 2 * limit:  # no document gets into the prompt
+        (body,) = tokenizer.encode_bare([head], limit)
+        return [np.concatenate([prefix, body, suffix])] * len(documents)
+    made: list[Ids] = []
+    for begin in range(0, len(documents), TEXTS_AT_ONCE):  # the query is in every body: they take memory
+        bodies = [head + document for document in documents[begin : begin + TEXTS_AT_ONCE]]
+        made += [np.concatenate([prefix, body, suffix]) for body in tokenizer.encode_bare(bodies, limit)]
+    return made
+
+
+def room(parts: Parts) -> int:
+    """Return the tokens that a prompt leaves for query and document."""
+    prefix, suffix = parts.tokenizer.encode_bare([PREFIX, SUFFIX], 1 << 20)
+    return parts.manifest.max_tokens - len(prefix) - len(suffix)

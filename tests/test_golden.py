@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from falcon.testing import TestClient
 
+from service import pairs, scoring
 from service.config import Settings
 from service.embedding import EmbeddingModel
 from service.late_chunking import Document
@@ -25,34 +26,15 @@ from service.reranking import Reranker
 from service.scheduler import Scheduler
 from tests import golden
 from tests.conftest import bake_golden
+from tests.golden import assert_near, embed, vectors
 
 V3, BGE, RERANKER = "jina-embeddings-v3", "bge-m3", "bge-reranker-v2-m3"
 
 pytestmark = pytest.mark.reference
 
 
-def by_id(case: dict[str, Any]) -> str:
-    return str(case["id"])
-
-
 def has_task(case: dict[str, Any]) -> bool:
     return bool(case["task"])
-
-
-def embed(client: TestClient, model: str, texts: Any, **fields: Any) -> dict[str, Any]:
-    answer = client.simulate_post("/v1/embeddings", json={"model": model, "input": texts, **fields})
-    assert answer.status_code == 200, answer.text
-    body: dict[str, Any] = answer.json
-    return body
-
-
-def vectors(body: dict[str, Any]) -> np.ndarray:
-    return np.array([item["embedding"] for item in body["data"]])
-
-
-def assert_near(computed: Any, expected: np.ndarray, tolerance: float) -> None:
-    assert np.shape(computed) == expected.shape
-    assert np.abs(np.asarray(computed) - expected).max(initial=0) <= tolerance
 
 
 def options_of(case: dict[str, Any], **more: Any) -> EmbedOptions:
@@ -79,7 +61,7 @@ def reranker(golden_registry: Registry) -> Reranker:
     return golden_registry.reranker(RERANKER)
 
 
-@pytest.mark.parametrize("case", golden.cases(V3, "cases", has_task), ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(V3, "cases", has_task), ids=golden.by_id)
 def test_v3_vectors_over_http(golden_client: TestClient, v3_arrays: dict[str, np.ndarray], case: Any) -> None:
     text = golden.expected(V3)["texts"][case["text"]]
     answer = vectors(embed(golden_client, V3, text, task=case["task"]))
@@ -89,7 +71,7 @@ def test_v3_vectors_over_http(golden_client: TestClient, v3_arrays: dict[str, np
         assert_near(cut[0], v3_arrays[name], golden.UNIT)
 
 
-@pytest.mark.parametrize("case", golden.cases(V3, "cases", lambda case: not has_task(case)), ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(V3, "cases", lambda case: not has_task(case)), ids=golden.by_id)
 def test_v3_vectors_without_adapter(v3: EmbeddingModel, v3_arrays: dict[str, np.ndarray], case: Any) -> None:
     text = golden.expected(V3)["texts"][case["text"]]
     sizes = {
@@ -101,7 +83,7 @@ def test_v3_vectors_without_adapter(v3: EmbeddingModel, v3_arrays: dict[str, np.
         assert_near(computed[0], v3_arrays[name], golden.UNIT)
 
 
-@pytest.mark.parametrize("case", golden.cases(V3, "cases"), ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(V3, "cases"), ids=golden.by_id)
 def test_v3_token_ids(v3: EmbeddingModel, case: Any) -> None:
     text = case["prompt"] + golden.expected(V3)["texts"][case["text"]]
     prefixes = {task.name: task.prefix for task in v3.manifest.tasks}
@@ -110,7 +92,7 @@ def test_v3_token_ids(v3: EmbeddingModel, case: Any) -> None:
     assert v3.tokenizer.locate(text).ids.tolist() == case["ids"]
 
 
-@pytest.mark.parametrize("case", golden.cases(V3, "truncation"), ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(V3, "truncation"), ids=golden.by_id)
 def test_v3_truncation(v3: EmbeddingModel, v3_arrays: dict[str, np.ndarray], case: Any) -> None:
     limited = replace(v3, manifest=replace(v3.manifest, max_tokens=case["max_tokens"]))
     text = golden.expected(V3)["texts"][case["text"]]
@@ -135,7 +117,7 @@ def is_expressible(case: dict[str, Any]) -> bool:
     return bool(case["task"]) and case["form"] == "items" and case["join"] == " "
 
 
-@pytest.mark.parametrize("case", golden.cases(V3, "late_chunking", is_expressible), ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(V3, "late_chunking", is_expressible), ids=golden.by_id)
 def test_v3_late_chunking_over_http(
     golden_client: TestClient, v3_arrays: dict[str, np.ndarray], case: Any
 ) -> None:
@@ -143,7 +125,7 @@ def test_v3_late_chunking_over_http(
     assert_near(vectors(body), v3_arrays[case["outputs"]["embedding"]], golden.UNIT)
 
 
-@pytest.mark.parametrize("case", golden.cases(V3, "late_chunking"), ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(V3, "late_chunking"), ids=golden.by_id)
 def test_v3_late_chunking_of_given_spans(
     v3: EmbeddingModel, v3_arrays: dict[str, np.ndarray], case: Any
 ) -> None:
@@ -182,7 +164,7 @@ def test_v3_both_layouts_give_the_same_bundle(
 
 
 @pytest.mark.parametrize("task", [None, "retrieval.query", "retrieval.passage", "text-matching"])
-@pytest.mark.parametrize("case", golden.cases(BGE, "cases"), ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(BGE, "cases"), ids=golden.by_id)
 def test_bge_m3_over_http(
     golden_client: TestClient, bge_arrays: dict[str, np.ndarray], case: Any, task: str | None
 ) -> None:
@@ -209,7 +191,7 @@ def test_bge_m3_batches_are_the_single_runs(
         assert_near(item["colbert_embedding"], bge_arrays[f"None/{name}/colbert"], golden.HEADS)
 
 
-@pytest.mark.parametrize("case", golden.cases(BGE, "truncation"), ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(BGE, "truncation"), ids=golden.by_id)
 def test_bge_m3_truncation(golden_registry: Registry, bge_arrays: dict[str, np.ndarray], case: Any) -> None:
     model = golden_registry.embedding(BGE)
     limited = replace(model, manifest=replace(model.manifest, max_tokens=case["max_tokens"]))
@@ -236,7 +218,7 @@ def is_whole(case: dict[str, Any]) -> bool:
     return "max_tokens" not in case
 
 
-@pytest.mark.parametrize("case", golden.cases(RERANKER, "cases", is_whole), ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(RERANKER, "cases", is_whole), ids=golden.by_id)
 def test_reranker_scores_over_http(golden_client: TestClient, case: Any) -> None:
     body = {"model": RERANKER, "query": case["query"], "documents": [case["passage"]]}
     answer = golden_client.simulate_post("/v1/rerank", json=body)
@@ -244,16 +226,17 @@ def test_reranker_scores_over_http(golden_client: TestClient, case: Any) -> None
     assert answer.json["results"][0]["relevance_score"] == pytest.approx(case["score"], abs=golden.SCORE)
 
 
-@pytest.mark.parametrize("case", golden.cases(RERANKER, "cases"), ids=by_id)
+@pytest.mark.parametrize("case", golden.cases(RERANKER, "cases"), ids=golden.by_id)
 def test_reranker_pairs_logits_and_scores(reranker: Reranker, case: Any) -> None:
     limit = case.get("max_tokens", reranker.manifest.max_tokens)
-    limited = replace(reranker, manifest=replace(reranker.manifest, max_tokens=limit))
+    parts = replace(reranker.parts, manifest=replace(reranker.manifest, max_tokens=limit))
     query, document = (
-        tokens.ids for tokens in limited.tokenizer.encode([case["query"], case["passage"]], limit)
+        tokens.ids for tokens in parts.tokenizer.encode([case["query"], case["passage"]], limit)
     )
-    assert limited.pair(query, document).tolist() == case["ids"]
-    assert limited.logits(query, [document])[0] == pytest.approx(case["logit"], abs=golden.LOGIT)
-    ranking = limited.rank(case["query"], [case["passage"]])
+    ids = pairs.pair(parts, query, document)
+    assert ids.tolist() == case["ids"]
+    assert scoring.logits(parts, [ids])[0] == pytest.approx(case["logit"], abs=golden.LOGIT)
+    ranking = replace(reranker, parts=parts).rank(case["query"], [case["passage"]])
     assert ranking.scores[0] == pytest.approx(case["score"], abs=golden.SCORE)
 
 

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from convert import verify
+from convert.bake import BakeRequest, Verification, bake
+from convert.catalog import RECIPES
 from service import manifest as contract
 from service.embedding import open_model
 from service.graphs import Graphs
-from service.manifest import Precision
+from service.manifest import Output, Precision
 from service.options import EmbedOptions
 from service.scheduler import Scheduler
 from service.session import SessionSettings
+from tests import qwen
 from tests.conftest import MODEL
 
 NUM_BATCHES = 50
@@ -39,3 +42,20 @@ def test_alone_and_in_random_batches(real_models: Path, precision: Precision) ->
             lowest, *(float(np.dot(alone[text], row)) for text, row in zip(batch, vectors, strict=True))
         )
     assert lowest >= LOWEST_COSINE[precision] - 2e-7  # the rounding of a float32 dot product of unit vectors
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_BLOCK])
+def test_texts_of_equal_length_share_a_run_of_a_decoder(tmp_path: Path, precision: Precision) -> None:
+    source = qwen.write_qwen3_embedding(tmp_path / "checkpoint")
+    request = BakeRequest(
+        out=tmp_path, source=str(source), precisions=(precision,), verification=Verification.SKIP
+    )
+    manifest = bake(RECIPES[qwen.QWEN3_EMBEDDING], request)
+    graphs = Graphs(tmp_path / manifest.name, manifest, precision, SessionSettings(num_threads=2))
+    session = graphs.session(None)
+    ids = np.random.default_rng(0).integers(0, manifest.vocabulary_size, (16, 40))
+    together = Scheduler(2048).submit(session, list(ids), [Output.POOLED])
+    alone = [Scheduler(2048).submit(session, [row], [Output.POOLED])[0] for row in ids]
+    for (one,), (other,) in zip(together, alone, strict=True):
+        cosine = float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+        assert cosine >= LOWEST_COSINE[precision] - 2e-7

@@ -6,69 +6,25 @@ jina-embeddings-v3 has its real width and its real tokenizer here, so that dimen
 from __future__ import annotations
 
 import base64
-import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from tests import golden, xlmr
-from tests.conftest import Live
+from tests import golden, spec, xlmr
 from tests.processes import PROJECT
+from tests.spec import NEAR, Serve, Service, assert_unit, command, items, results, sent
 from tests.xlmr import BGE_M3, BGE_RERANKER, V3
 
 pytestmark = pytest.mark.skipif(not golden.is_there(), reason=golden.MISSING)
 
-SPECIFICATION = golden.SHARED / "spec" / "api-reference.md"
-LOCAL = "http://localhost:8080"
 DEFAULT_RERANKER = "jina-reranker-v3"
-EXAMPLE = re.compile(
-    r"^###+ (?:Example (?P<number>\d+)|(?P<pattern>Pattern \d+)):.*?\n```bash\n(?P<command>.*?)\n```",
-    re.DOTALL | re.MULTILINE,
-)
-# What curl does beyond the command line: print the status behind the body, and no progress.
-CURL_SETTINGS = 'silent\nshow-error\nwrite-out = "\\n%{http_code}"\n'
-SECONDS = 60
-NEAR = 1e-6
-Serve = Callable[..., AbstractContextManager[Live]]
-
-
-@dataclass(frozen=True)
-class Service:
-    """A live service and the folder of curl's settings."""
-
-    url: str
-    settings: Path
-
-    def run(self, command: str) -> tuple[int, dict[str, Any]]:
-        """Run a curl command written for the address of the specification; return status and body."""
-        assert LOCAL in command
-        done = subprocess.run(
-            ["bash", "-c", command.replace(LOCAL, self.url)],
-            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "CURL_HOME": str(self.settings)},
-            capture_output=True,
-            encoding="utf-8",
-            timeout=SECONDS,
-            check=True,
-        )
-        body, _, status = done.stdout.rpartition("\n")
-        return int(status), json.loads(body)
-
-    def answer(self, command: str) -> dict[str, Any]:
-        """Run a curl command that must succeed."""
-        status, body = self.run(command)
-        assert status == 200, body
-        return body
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +50,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def service(models: Path, serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    settings = tmp_path_factory.mktemp("curl")
-    (settings / ".curlrc").write_text(CURL_SETTINGS)
-    with serve(models) as live:
-        yield Service(live.url, settings)
+    with spec.service_of(models, serve, tmp_path_factory.mktemp("curl")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -107,40 +61,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def examples() -> dict[str, str]:
-    """The commands of the specification for a local server, by the number or name of their heading."""
-    text = SPECIFICATION.read_text(encoding="utf-8")
-    found = {match["number"] or match["pattern"]: match["command"] for match in EXAMPLE.finditer(text)}
-    assert {*map(str, range(1, 24)), "Pattern 1", "Pattern 2", "Pattern 3"} == {*found}
-    return found
-
-
-def sent(command: str) -> dict[str, Any]:
-    """Read the body that a command sends."""
-    words = shlex.split(command)
-    body: dict[str, Any] = json.loads(words[words.index("-d") + 1])
-    return body
-
-
-def command(route: str, body: object) -> str:
-    """Write a command as the specification does."""
-    return f"curl {LOCAL}{route} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
-
-
-def items(body: dict[str, Any], model: str, count: int) -> list[Any]:
-    """Check an embeddings answer against the specification's schema; return the embeddings."""
-    assert set(body) == {"object", "model", "data", "usage"}
-    assert (body["object"], body["model"]) == ("list", model)
-    assert [item["index"] for item in body["data"]] == [*range(count)]
-    assert all(item["object"] == "embedding" for item in body["data"])
-    assert all(set(item) == {"object", "index", "embedding"} for item in body["data"])
-    assert set(body["usage"]) == {"prompt_tokens", "total_tokens"}
-    assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] > 0
-    return [item["embedding"] for item in body["data"]]
-
-
-def assert_unit(vectors: Any, size: int) -> None:
-    assert np.shape(vectors)[1:] == (size,)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=0, atol=NEAR)
+    return spec.examples()
 
 
 FLOATS = {"1": (2, 1024), "2": (1, 1024), "3": (2, 1024), "4": (2, 512), "7": (3, 1024), "8": (2, 1024)}
@@ -215,21 +136,12 @@ def test_pattern_2(service: Service, examples: dict[str, str]):
 # --- rerank -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "count"), {"19": 3, "20": 3, "21": 3, "22": 3}.items())
-def test_examples_of_reranking(service: Service, examples: dict[str, str], number: str, count: int):
+@pytest.mark.parametrize("number", ["19", "20", "21", "22"])
+def test_examples_of_reranking(service: Service, examples: dict[str, str], number: str):
     assert DEFAULT_RERANKER in examples[number]
     example = examples[number].replace(DEFAULT_RERANKER, BGE_RERANKER)
-    body = service.answer(example)
-    assert set(body) == {"model", "object", "results", "usage"}
-    assert body["model"] == BGE_RERANKER and body["usage"]["total_tokens"] > 0
-    documents = [d if isinstance(d, str) else d["text"] for d in sent(example)["documents"]]
-    assert len(body["results"]) == count
-    assert len({result["index"] for result in body["results"]}) == count
-    for result in body["results"]:
-        assert set(result) == {"index", "relevance_score", "document"}
-        assert result["document"] == {"text": documents[result["index"]]}
-    scores = [result["relevance_score"] for result in body["results"]]
-    assert scores == sorted(scores, reverse=True) and all(0 < score < 1 for score in scores)
+    found = results(service.answer(example), BGE_RERANKER, sent(example))
+    assert all(0 < result["relevance_score"] < 1 for result in found)
 
 
 @pytest.mark.parametrize("number", ["19", "22"])
@@ -248,34 +160,10 @@ def test_reranker_that_is_not_loaded(service: Service, examples: dict[str, str],
 # --- models -----------------------------------------------------------------------------------------------
 
 
-def is_integer_or_null(value: object) -> bool:
-    return value is None or type(value) is int
-
-
-FIELDS: dict[str, Callable[[Any], bool]] = {
-    "id": lambda value: type(value) is str,
-    "object": lambda value: value == "model",
-    "created": lambda value: type(value) is int and value > 0,
-    "owned_by": lambda value: type(value) is str,
-    "type": lambda value: value in ("embedding", "reranker"),
-    "max_tokens": is_integer_or_null,
-    "dimensions": is_integer_or_null,
-    "supports_multimodal": lambda value: type(value) is bool,
-    "tasks": lambda value: value is None or all(type(task) is str for task in value),
-}
-
-
 def test_example_23_lists_the_models(service: Service, examples: dict[str, str]):
-    body = service.answer(examples["23"])
-    assert set(body) == {"object", "data"} and body["object"] == "list"
-    table = re.findall(r"^\| `data\[\]\.(\w+)`", SPECIFICATION.read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(table) == set(FIELDS)
-    for entry in body["data"]:
-        assert [field for field, is_right in FIELDS.items() if not is_right(entry[field])] == []
-    listed = {
-        entry["id"]: (entry["type"], entry["dimensions"], entry["max_tokens"]) for entry in body["data"]
-    }
-    assert listed == {
+    entries = spec.listed(service.answer(examples["23"])).items()
+    found = {name: (entry["type"], entry["dimensions"], entry["max_tokens"]) for name, entry in entries}
+    assert found == {
         V3: ("embedding", 1024, 8192),
         BGE_M3: ("embedding", xlmr.TINY.hidden, xlmr.BGE_TOKENS),
         BGE_RERANKER: ("reranker", None, xlmr.BGE_TOKENS),
@@ -283,6 +171,6 @@ def test_example_23_lists_the_models(service: Service, examples: dict[str, str])
 
 
 def test_health_example(service: Service):
-    example = f"curl {LOCAL}/healthz"
-    assert example in SPECIFICATION.read_text(encoding="utf-8")
+    example = f"curl {spec.LOCAL}/healthz"
+    assert example in spec.text()
     assert service.answer(example) == {"status": "ok"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import describe, quality, running, verify
+from convert import describe, quality, running, verify, weights
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
 from convert.checkpoint import Checkpoint
@@ -49,6 +49,22 @@ def test_every_layout_gives_the_same_bundle(
     assert other.files == plain.files
     assert len(other.source.sha256) == shards
     assert {file.name for file in folder.glob("*.safetensors")} == set(other.source.sha256)
+
+
+@pytest.mark.parametrize("values_at_once", [1000, 48, 1])
+def test_a_table_read_in_parts_is_the_same(
+    qwen_sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values_at_once: int
+) -> None:
+    plain, parts = (
+        BakeRequest(
+            out=tmp_path / kind, source=str(qwen_sources / QWEN3_EMBEDDING), verification=Verification.SKIP
+        )
+        for kind in ("plain", "parts")
+    )
+    whole = bake(RECIPES[QWEN3_EMBEDDING], plain)
+    assert whole.precisions == tuple(Precision)
+    monkeypatch.setattr(weights, "VALUES_AT_ONCE", values_at_once)
+    assert bake(RECIPES[QWEN3_EMBEDDING], parts).files == whole.files
 
 
 def test_a_code_model_without_prefix_is_the_same(qwen_sources: Path, tmp_path: Path) -> None:
@@ -142,7 +158,12 @@ def test_the_capacity_of_a_prompt_comes_from_the_tokenizer(
     folder = qwen.write_jina_reranker(tmp_path, model_max_length=model_max_length)
     manifest = described(JINA_RERANKER, folder)
     assert manifest.listwise == Listwise(
-        document_marker="<|embed_token|>", query_marker="<|rerank_token|>", capacity=capacity
+        document_marker="<|embed_token|>",
+        query_marker="<|rerank_token|>",
+        max_query_length=512,
+        max_doc_length=2048,
+        block_size=125,
+        capacity=capacity,
     )
     assert manifest.max_tokens == 8192
 

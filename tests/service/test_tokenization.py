@@ -60,3 +60,16 @@ def test_many_texts_are_encoded_in_parts_and_in_order(path: Path) -> None:
     texts = ["x" * (number % 37) for number in range(3 * tokenization.TEXTS_AT_ONCE + 1)]
     tokens = tokenization.load(path).encode(texts, 100)
     assert [found.num_tokens for found in tokens] == [2 + number % 37 for number in range(len(texts))]
+
+
+@pytest.mark.parametrize("at_once", [1, 30, 10_000])
+def test_texts_are_tokenized_in_calls_of_so_many_characters(
+    path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    expected = [tokens.ids.tolist() for tokens in tokenization.load(path).encode(TEXTS * 3, 100)]
+    monkeypatch.setattr(tokenization, "CHARACTERS_AT_ONCE", at_once)
+    found = [tokens.ids.tolist() for tokens in tokenization.load(path).encode(TEXTS * 3, 100)]
+    assert found == expected
+    assert [len(part) for part in tokenization._parts(["a" * 10] * 5, 100)] == (
+        {1: [1] * 5, 30: [3, 2], 10_000: [5]}[at_once]
+    )
