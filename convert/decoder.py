@@ -124,8 +124,8 @@ def _attention(graph: Graph, weights: Weights, config: DecoderConfig, name: str,
     # caches of all layers would. The shape of the context is taken from them, to have them read and dropped.
     rows = graph.op("Shape", f"{keys}.rows", [keys], {"start": 0, "end": 1})
     tokens = graph.op("Shape", f"{values}.tokens", [values], {"start": 2, "end": 3})
-    size = graph.value(f"size.{config.query_size}", [config.query_size])
-    shape = graph.op("Concat", f"{context}.shape", [rows, tokens, size], {"axis": 0})
+    width = graph.value(f"width.{config.query_size}", [config.query_size])
+    shape = graph.op("Concat", f"{context}.shape", [rows, tokens, width], {"axis": 0})
     seen = graph.op("Reshape", f"{context}.rows", [context, shape])
     return graph.op(
         "Reshape", f"{name}.flat", [seen, graph.value(f"flat.{config.query_size}", [-1, config.query_size])]

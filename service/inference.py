@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from service.errors import InvalidRequest, ModelOutputInvalid
 from service.graphs import Graphs
-from service.manifest import Output
+from service.manifest import Kind, Manifest, Output
 from service.scheduler import Scheduler
 
 PER_TOKEN = frozenset({Output.TOKEN_EMBEDDINGS, Output.SPARSE, Output.COLBERT})  # outputs with a token axis
@@ -30,13 +30,7 @@ def run(
     Raises InvalidRequest for a token that the model has no row for, ModelUnavailable when the task's graph is
     broken, ModelOutputInvalid for NaN and infinity.
     """
-    num_words = graphs.manifest.vocabulary_size
-    if (highest := max(int(ids.max(initial=0)) for ids in sequences)) >= num_words:
-        raise InvalidRequest(
-            f"A text holds the special token of id {highest}, but model {graphs.manifest.name} knows only "
-            f"those below {num_words}; take it out.",
-            code="unknown_token",
-        )
+    _check_ids(graphs.manifest, sequences)
     computed = scheduler.submit(graphs.session(task), sequences, outputs)
     rows = [
         tuple(
@@ -48,3 +42,17 @@ def run(
     if not all(np.isfinite(value).all() for row in rows for value in row):
         raise ModelOutputInvalid(graphs.manifest.name)
     return rows
+
+
+def _check_ids(manifest: Manifest, sequences: Sequence[Ids]) -> None:
+    """Refuse token ids without a row in the word table: a tokenizer may know more special tokens."""
+    for index, ids in enumerate(sequences):
+        if (highest := int(ids.max(initial=0))) < manifest.vocabulary_size:
+            continue
+        is_embedding = manifest.kind == Kind.EMBEDDING
+        raise InvalidRequest(
+            f"{f'input[{index}]' if is_embedding else 'A text'} holds the special token of id {highest}, but "
+            f"model {manifest.name} knows only those below {manifest.vocabulary_size}; take it out.",
+            param=f"input[{index}]" if is_embedding else None,
+            code="unknown_token",
+        )

@@ -269,7 +269,7 @@ LISTED: dict[str, tuple[str, str, int]] = {  # type, owner, most tokens
     QWEN3: ("embedding", "Qwen", 32768),
     QWEN3_RERANKER: ("reranker", "Qwen", 8192),
     JINA_RERANKER: ("reranker", "jinaai", 8192),
-    "all-minilm-l6-v2": ("embedding", "sentence-transformers", 64),
+    "all-minilm-l6-v2": ("embedding", "sentence-transformers", 48),
     "qwen3-embedding-4b": ("embedding", "Qwen", 32768),
     "qwen3-embedding-8b": ("embedding", "Qwen", 32768),
     "qwen3-reranker-4b": ("reranker", "Qwen", 8192),

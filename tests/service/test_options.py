@@ -31,6 +31,7 @@ def manifest(model: str, dimensions: int = 64, default: int = 0) -> Manifest:
     return replace(
         RECIPES[model].manifest,
         dimensions=dimensions,
+        vocabulary_size=10_000,
         default_dimensions=default or dimensions,
         variants=(SHARED_GRAPH,),
     )
