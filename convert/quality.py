@@ -11,7 +11,7 @@ NUM_NEIGHBOURS = 10
 # A quantized precision below one of these is not verified.
 FLOORS = {"mean_cosine": 0.998, "top10_overlap": 0.96}
 RANK_FLOORS = {"rank_correlation": 0.96}
-MAX_SCORE_ERROR = 0.05  # of a reranker's scores, which lie within 1 or 2
+MAX_SCORE_ERROR = 0.05  # of a reranker's scores: 0 to 1, or listwise -1 to 1
 
 Floats = npt.NDArray[np.float32]
 

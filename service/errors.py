@@ -12,7 +12,7 @@ ProjectError
     ├── BodyTooLarge       the body exceeds MAX_BODY_BYTES
     ├── UnsupportedMedia   the content type is not JSON
     ├── ModelUnavailable   the model is still loading, or failed to load
-    └── ModelOutputInvalid the graph answered with a value that is not finite
+    └── ModelOutputInvalid the graph answered with a value that is not finite, or not what it promises
 """
 
 from __future__ import annotations
@@ -99,8 +99,10 @@ class ModelUnavailable(RequestError):
 class ModelOutputInvalid(RequestError):
     """The graph produced NaN or infinity, or not what it promises."""
 
-    def __init__(self, model: str, reason: str = "a value that is not finite") -> None:
-        super().__init__(
-            f"Model {model} computed {reason}; the answer was withheld.",
-            code="model_output_not_finite",
-        )
+    def __init__(
+        self,
+        model: str,
+        reason: str = "a value that is not finite",
+        code: str = "model_output_not_finite",
+    ) -> None:
+        super().__init__(f"Model {model} computed {reason}; the answer was withheld.", code=code)

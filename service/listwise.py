@@ -170,13 +170,15 @@ def _run(
     if len(ids) > highest:
         raise InvalidRequest(
             f"'query' and documents make a prompt of more than {highest} tokens, the most that "
-            f"{parts.manifest.name} has positions for; send a shorter query or a smaller max_query_length.",
+            f"{parts.manifest.name} has positions for; send a shorter query, or smaller max_query_length and "
+            "max_doc_length.",
             param="query",
             code="prompt_too_long",
         )
     ((vectors,),) = inference.run(parts.graphs, parts.scheduler, None, [ids], [Output.PROJECTED])
     if len(vectors) != len(documents) + 1:
-        raise ModelOutputInvalid(parts.manifest.name, "another number of vectors than there are texts")
+        reason = "another number of vectors than there are texts"
+        raise ModelOutputInvalid(parts.manifest.name, reason, "model_output_invalid")
     return Block(vectors[-1], vectors[:-1])
 
 

@@ -69,9 +69,15 @@ class Distinct:
 
 
 def logits(parts: Parts, sequences: Sequence[Ids]) -> Floats:
-    """Compute the one logit of every sequence: (sequences,). Raises as `inference.run`."""
-    rows = inference.run(parts.graphs, parts.scheduler, None, sequences, [Output.SCORES])
-    return np.array([value for (value,) in rows], dtype=np.float32)
+    """Compute the one logit of every sequence: (sequences,). Raises as `inference.run`.
+
+    Equal sequences, as a long query leaves of different documents, are run once.
+    """
+    keys = [ids.tobytes() for ids in sequences]
+    different = dict(zip(keys, sequences, strict=True))
+    rows = inference.run(parts.graphs, parts.scheduler, None, list(different.values()), [Output.SCORES])
+    found = {key: value for key, (value,) in zip(different, rows, strict=True)}
+    return np.array([found[key] for key in keys], dtype=np.float32)
 
 
 def sigmoid(values: Floats) -> Scores:

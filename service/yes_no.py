@@ -34,7 +34,7 @@ def score(parts: Parts, query: str, documents: Sequence[str], options: RankOptio
 def prompts(parts: Parts, query: str, documents: Sequence[str], instruction: str | None) -> list[Ids]:
     """Make the token ids of each document's prompt; only its body is cut, on the right."""
     tokenizer = parts.tokenizer
-    prefix, suffix = tokenizer.encode_bare([PREFIX, SUFFIX], parts.manifest.max_tokens)
+    prefix, suffix = _frame(parts)
     limit = room(parts)
     head = BODY.format(instruction=instruction or INSTRUCTION, query=query, document="")
     if len(tokenizer.encode_bare([head], 2 * limit)[0]) == 2 * limit:  # no document gets into the prompt
@@ -49,5 +49,10 @@ def prompts(parts: Parts, query: str, documents: Sequence[str], instruction: str
 
 def room(parts: Parts) -> int:
     """Return the tokens that a prompt leaves for query and document."""
-    prefix, suffix = parts.tokenizer.encode_bare([PREFIX, SUFFIX], 1 << 20)
-    return parts.manifest.max_tokens - len(prefix) - len(suffix)
+    return parts.manifest.max_tokens - sum(map(len, _frame(parts)))
+
+
+def _frame(parts: Parts) -> tuple[Ids, Ids]:
+    """Return what stands before and behind the body of every prompt, whole."""
+    prefix, suffix = parts.tokenizer.encode_bare([PREFIX, SUFFIX], len(PREFIX))  # never more than characters
+    return prefix, suffix

@@ -178,3 +178,11 @@ def test_a_long_query_makes_the_prompt_that_the_whole_body_would_make(
     for cut, full in zip(found, whole, strict=True):
         assert cut[: 400 - len(suffix)][:300] == full[:300]
         assert cut[-len(suffix) :] == suffix and len(cut) == min(400, len(full))
+
+
+def test_prompts_that_a_long_query_makes_equal_are_run_once(tokenizer: Tokenizer) -> None:
+    session = FakeSession(logit_of)
+    parts = parts_of(tokenizer, session, max_tokens=400)
+    scored = yes_no.score(parts, " fox" * 1000, ["dog", "the red fox", "sea"], RankOptions())
+    assert len(session.sequences) == 1
+    assert len(set(scored.scores.tolist())) == 1
