@@ -132,6 +132,20 @@ def test_attention_asks_for_keys_and_values_too(models: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_attention_caches_is_read_in_its_layer(models: Path, name: str) -> None:
+    """A value that is on nobody's way to the result stays in memory until the end of the run."""
+    nodes = list(graph_of(models, name).node)
+    for attention in (node for node in nodes if node.op_type == "GroupQueryAttention"):
+        context, *caches = attention.output
+        (reshape,) = [node for node in nodes if context in node.input]
+        reached = {reshape.input[1]}  # all that the shape of the context is made of
+        for node in reversed(nodes):
+            if reached & {*node.output}:
+                reached |= {*node.input}
+        assert reached >= {*caches}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_value_has_the_size_of_the_vocabulary(qwen_sources: Path, models: Path, name: str) -> None:
     shapes = shapes_of(models, name, texts_of(qwen_sources, name))
     assert not [value for value, shape in shapes.items() if SIZES[name].rows in shape]
