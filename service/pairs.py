@@ -10,18 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.scoring import Distinct, Parts, RankOptions, Scored, logits, sigmoid
+from service.scoring import Parts, RankOptions, Scored, logits, sigmoid
 from service.tokenization import Ids
 
 
 def score(parts: Parts, query: str, documents: Sequence[str], options: RankOptions) -> Scored:
     """Score each document from 0 to 1. Raises ModelUnavailable, ModelOutputInvalid."""
-    distinct = Distinct.of(documents)
-    encoded = parts.tokenizer.encode([query, *distinct.texts], parts.manifest.max_tokens)
+    encoded = parts.tokenizer.encode([query, *documents], parts.manifest.max_tokens)
     first, *others = [tokens.ids for tokens in encoded]
     found = sigmoid(logits(parts, [pair(parts, first, other) for other in others]))
-    num_tokens = len(first) + sum(len(others[place]) for place in distinct.places)
-    return Scored(found[distinct.places], num_tokens)
+    return Scored(found, sum(len(tokens.ids) for tokens in encoded))
 
 
 def pair(parts: Parts, query: Ids, document: Ids) -> Ids:

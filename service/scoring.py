@@ -51,27 +51,11 @@ class Scored:
     vectors: Floats | None = None  # (documents, size), not normalised
 
 
-@dataclass(frozen=True)
-class Distinct:
-    """The different texts of a list and where each of the list is among them.
-
-    Equal documents of a request are run once: it saves time, and their scores are equal.
-    """
-
-    texts: list[str]
-    places: list[int]
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> Distinct:
-        """Find the different texts, in their order."""
-        found = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        return cls(list(found), [found[text] for text in texts])
-
-
 def logits(parts: Parts, sequences: Sequence[Ids]) -> Floats:
     """Compute the one logit of every sequence: (sequences,). Raises as `inference.run`.
 
-    Equal sequences, as a long query leaves of different documents, are run once.
+    Equal sequences, of equal documents or of what a long query leaves of them, are run once: their logits are
+    equal.
     """
     keys = [ids.tobytes() for ids in sequences]
     different = dict(zip(keys, sequences, strict=True))

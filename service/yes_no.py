@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.scoring import Distinct, Parts, RankOptions, Scored, logits, sigmoid
+from service.scoring import Parts, RankOptions, Scored, logits, sigmoid
 from service.tokenization import TEXTS_AT_ONCE, Ids
 
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
@@ -24,11 +24,9 @@ SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 def score(parts: Parts, query: str, documents: Sequence[str], options: RankOptions) -> Scored:
     """Score each document from 0 to 1. Raises InvalidRequest, ModelUnavailable, ModelOutputInvalid."""
-    distinct = Distinct.of(documents)
-    found = sigmoid(logits(parts, prompts(parts, query, distinct.texts, options.instruction)))
-    encoded = parts.tokenizer.encode([query, *distinct.texts], parts.manifest.max_tokens)
-    lengths = [len(tokens.ids) for tokens in encoded]
-    return Scored(found[distinct.places], lengths[0] + sum(lengths[1 + place] for place in distinct.places))
+    found = sigmoid(logits(parts, prompts(parts, query, documents, options.instruction)))
+    encoded = parts.tokenizer.encode([query, *documents], parts.manifest.max_tokens)
+    return Scored(found, sum(len(tokens.ids) for tokens in encoded))
 
 
 def prompts(parts: Parts, query: str, documents: Sequence[str], instruction: str | None) -> list[Ids]:
