@@ -5,6 +5,7 @@ ProjectError
 ├── BundleError            a bundle is missing, broken or too new
 │   └── UnknownTask        a setting names a task that the bundle does not have
 ├── BakeError              a checkpoint cannot be baked
+├── ImageError             an image cannot be fetched or read; becomes an InvalidRequest with its place
 └── RequestError           one request cannot be answered; has param and code
     ├── InvalidRequest     the request itself is wrong
     │   └── LateChunkingUnsupported   has a body of its own in the specification
@@ -36,6 +37,15 @@ class UnknownTask(BundleError):
 
 class BakeError(ProjectError):
     """A checkpoint cannot be turned into a bundle; the message says why."""
+
+
+class ImageError(ProjectError):
+    """An image cannot be fetched, decoded or used; the message says why, not which input it is."""
+
+    def __init__(self, message: str, code: str = "invalid_image") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
 
 
 class RequestError(ProjectError):

@@ -15,6 +15,7 @@ import msgspec
 
 from service.errors import BundleError
 from service.figures import Quality, RankQuality, Reference, Speed
+from service.vision import Vision
 
 FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
@@ -47,6 +48,7 @@ class Output(StrEnum):
     TOKEN_EMBEDDINGS = "token_embeddings"  # (batch, tokens, dimensions)
     SPARSE = "sparse"  # (batch, tokens), a weight for each token
     COLBERT = "colbert"  # (batch, tokens, a size of its own), not normalised
+    MULTIVECTOR = "multivector"  # (batch, tokens, a size of its own), not normalised
     SCORES = "scores"  # (batch,), logits
     PROJECTED = "projected"  # (batch, marker tokens, a size of its own), not normalised
 
@@ -142,6 +144,7 @@ class Manifest:
     late_chunking_refusal: str = "Model {model} does not support late_chunking."
     scoring: Scoring | None = None  # of a reranker
     listwise: Listwise | None = None  # of a listwise one
+    vision: Vision | None = None  # of a model that takes images
     unweighted_tokens: tuple[str, ...] = ()  # never part of a sparse vector
     variants: tuple[Variant, ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
