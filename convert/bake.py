@@ -7,8 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from convert import bundle, describe, progress, verify
-from convert.build import GraphsByTask, build, wanted_tasks
+from convert.build import GraphsByTask, build, tower, wanted_tasks
 from convert.checkpoint import Checkpoint
+from convert.graph import Graph
 from convert.quantize import quantize
 from convert.recipe import Recipe
 from convert.source import locate
@@ -46,12 +47,13 @@ def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
     opened = Checkpoint(folder, recipe.head_files)
     tokenizer = _read_tokenizer(opened)
     graphs = build(recipe, opened, tasks)
+    vision_tower = tower(recipe, opened)
     wanted = request.precisions or recipe.precisions
     verifying = _is_verifying(graphs, request.verification, recipe.manifest.name)
     written = tuple(dict.fromkeys((*wanted, Precision.FP32))) if verifying else wanted
     manifest = describe.with_variants(describe.described(recipe, opened, source), tasks, written)
     with bundle.staging(request.out, recipe.manifest.name) as staged:
-        files = _write(staged, graphs, written)
+        files = _write(staged, graphs, written, vision_tower)
         files[TOKENIZER_FILE] = bundle.write_file(staged / TOKENIZER_FILE, tokenizer)
         manifest = replace(manifest, files=files)
         if verifying:
@@ -81,16 +83,20 @@ def _is_verifying(graphs: GraphsByTask, verification: Verification, name: str) -
     return False
 
 
-def _write(staged: Path, graphs: GraphsByTask, precisions: tuple[Precision, ...]) -> dict[str, FileRecord]:
-    """Write every precision; return the records of its files."""
+def _write(
+    staged: Path, graphs: GraphsByTask, precisions: tuple[Precision, ...], vision_tower: Graph | None
+) -> dict[str, FileRecord]:
+    """Write every precision, and the vision tower once for all; return the records of the files."""
     files: dict[str, FileRecord] = {}
-    made = {
+    made: dict[str, dict[str, Graph]] = {
         precision: {describe.graph_name(task): quantize(graph, precision) for task, graph in graphs.items()}
         for precision in precisions
     }
+    if vision_tower:
+        made[describe.VISION_FOLDER] = {describe.MODEL_GRAPH: vision_tower}
     with progress.bar(sum(map(bundle.weights_bytes, made.values())), "bake", "B") as bar:
-        for precision, by_name in made.items():
-            files |= bundle.write_graphs(staged, precision, by_name, bar.update)
+        for folder, by_name in made.items():
+            files |= bundle.write_graphs(staged, folder, by_name, bar.update)
     return files
 
 

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from convert import configs, decoder_heads, encoder, heads, lora, vocabulary
+from convert import (
+    configs,
+    decoder_heads,
+    encoder,
+    heads,
+    lora,
+    multimodal,
+    vision,
+    vision_config,
+    vocabulary,
+)
 from convert.checkpoint import Checkpoint
 from convert.configs import Config
 from convert.decoder_config import DecoderConfig
@@ -42,11 +53,12 @@ def wanted_tasks(recipe: Recipe, named: Sequence[str] | None) -> tuple[str | Non
         if named:
             raise BakeError(f"{name} has one graph for everything: leave --task out")
         return (None,)
-    known = (*recipe.manifest.task_names, BASE_TASK)
+    own = recipe.manifest.task_variants
+    known = (*own, BASE_TASK)
     unknown = sorted(set(named or ()) - set(known))
     if unknown:
         raise BakeError(f"{name} has no task {', '.join(unknown)} (--task): choose from {', '.join(known)}")
-    return tuple(task for task in known if task in (named or recipe.manifest.task_names))
+    return tuple(task for task in known if task in (named or own))
 
 
 def build(recipe: Recipe, opened: Checkpoint, tasks: Sequence[str | None]) -> GraphsByTask:
@@ -61,6 +73,20 @@ def build(recipe: Recipe, opened: Checkpoint, tasks: Sequence[str | None]) -> Gr
     return {task: _graph(recipe, config, _weights(opened, task), token_ids) for task in tasks}
 
 
+def tower(recipe: Recipe, opened: Checkpoint) -> Graph | None:
+    """Build the vision tower of a model that takes images, in float32: it is not quantized.
+
+    Raises BakeError where the checkpoint contradicts itself.
+    """
+    if recipe.manifest.vision is None:
+        return None
+    sizes = vision_config.read(opened.config)
+    hidden_size = configs.read(recipe.architecture, opened.config).hidden_size
+    if sizes.output_size != hidden_size:
+        raise BakeError(f"config.json has out_hidden_size {sizes.output_size}, the words have {hidden_size}")
+    return vision.build(opened.weights, sizes)
+
+
 def _weights(opened: Checkpoint, task: str | None) -> Weights:
     if task in (None, BASE_TASK):
         return opened.weights
@@ -68,6 +94,9 @@ def _weights(opened: Checkpoint, task: str | None) -> Weights:
 
 
 def _graph(recipe: Recipe, config: Config, weights: Weights, token_ids: tuple[int, ...]) -> Graph:
+    if isinstance(config, DecoderConfig) and recipe.manifest.vision:
+        outputs = heads.available(recipe.manifest.outputs, weights)
+        return multimodal.build(weights, config, replace(recipe.manifest, outputs=outputs))
     if isinstance(config, DecoderConfig):
         return decoder_heads.build(decoder_heads.Head(weights, config, token_ids), recipe.manifest)
     first_only = recipe.manifest.scoring == Scoring.CLASSIFIER

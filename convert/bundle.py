@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper
 from convert.graph import Constant, Graph, to_model
 from service import manifest as contract
 from service.errors import BakeError
-from service.manifest import FileRecord, Manifest, Precision
+from service.manifest import FileRecord, Manifest
 
 WEIGHTS_FILE = "weights.data"
 INLINE_MAX_BYTES = 1024  # smaller constants live in the graph file
@@ -35,7 +35,7 @@ OnBytes = Callable[[int], object]
 
 
 class WeightsFile:
-    """The external weights of one precision, shared by its graphs; constants of equal key are stored once."""
+    """The external weights of one folder, shared by its graphs; constants of equal key are stored once."""
 
     def __init__(self, path: Path) -> None:
         """Create the file."""
@@ -83,10 +83,10 @@ def weights_bytes(graphs: Mapping[str, Graph]) -> int:
 
 
 def write_graphs(
-    folder: Path, precision: Precision, graphs: dict[str, Graph], on_bytes: OnBytes
+    staged: Path, folder: str, graphs: Mapping[str, Graph], on_bytes: OnBytes
 ) -> dict[str, FileRecord]:
-    """Write the graphs of one precision and the weights they share; return what was written, by path."""
-    target = folder / precision
+    """Write graphs and the weights they share into a folder; return what was written, by path."""
+    target = staged / folder
     target.mkdir()
     records = {}
     with closing(WeightsFile(target / WEIGHTS_FILE)) as weights:
@@ -95,8 +95,8 @@ def write_graphs(
                 _initializer(weights, name, value, on_bytes) for name, value in graph.constants.items()
             ]
             content = to_model(graph, initializers).SerializeToString(deterministic=True)
-            records[f"{precision}/{name}.onnx"] = write_file(target / f"{name}.onnx", content)
-        records[f"{precision}/{WEIGHTS_FILE}"] = weights.finish()
+            records[f"{folder}/{name}.onnx"] = write_file(target / f"{name}.onnx", content)
+        records[f"{folder}/{WEIGHTS_FILE}"] = weights.finish()
     return records
 
 

@@ -27,7 +27,7 @@ CONFIG_FILE = "config.json"
 SAFETENSORS = ".safetensors"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 WEIGHTS_INDEXES = tuple(f"{name}.index.json" for name in WEIGHTS_FILES)
-NAME_PREFIXES = ("base_model.model.", "bert.", "roberta.", "model.")
+NAME_PREFIXES = ("base_model.model.", "bert.", "roberta.", "model.", "language_model.")
 # torch parametrizations: the plain name of a tensor behind them, and of their own tensors.
 NAME_PARTS = ((".parametrizations.weight.original", ".weight"), (".parametrizations.weight.0.", "."))
 

@@ -14,6 +14,7 @@ import numpy as np
 from convert import rotary
 from convert.decoder_config import DecoderConfig
 from convert.graph import ATTENTION_MASK, INPUT_IDS, Graph, node
+from convert.prenorm import Parts
 from convert.weights import Weights
 from service.errors import BakeError
 
@@ -21,7 +22,8 @@ LAYERS = "layers"
 WORD_TABLE = "embed_tokens.weight"
 LAST_ROWS = "rows.last"
 INT32 = 6
-SILU = {"alpha": 1.0}  # QuickGelu(x) = x * sigmoid(alpha * x)
+# Of positions in several streams: the place of each token in the tables, and the tables of this run.
+ROTARY_VALUES = ("rotary.places", "rotary.cos", "rotary.sin")
 
 
 def start(weights: Weights, config: DecoderConfig) -> Graph:
@@ -69,56 +71,55 @@ def marker_tokens(graph: Graph, marker_ids: Sequence[int]) -> str:
     return graph.op("Squeeze", "markers", [places, graph.value("first_axis", [0])])
 
 
-def states(graph: Graph, weights: Weights, config: DecoderConfig, kept: str) -> str:
-    """Append the layers; return the name of the last states, (kept, hidden) float32, of the tokens `kept`."""
+def words(graph: Graph, weights: Weights, config: DecoderConfig) -> str:
+    """Look the tokens up in the word table; return the name of their rows, (batch * tokens, hidden)."""
     shape = (config.vocabulary_size, config.hidden_size)
     table = graph.constant("word_embeddings", weights.constant(WORD_TABLE, shape))
-    hidden = graph.op("Gather", "words", [table, "ids"])
-    first = _norm_weight(graph, weights, config, f"{LAYERS}.0.input_layernorm")
-    normed = graph.op("SimplifiedLayerNormalization", "normed", [hidden, first], _eps(config))
+    return graph.op("Gather", "words", [table, "ids"])
+
+
+def states(parts: Parts, config: DecoderConfig, hidden: str, kept: str | None = None) -> str:
+    """Append the layers to the rows `hidden`; return the name of the last states, (kept, hidden) float32.
+
+    `kept` names the tokens whose last state is computed; None: all of them.
+    """
+    graph, size = parts.graph, config.hidden_size
+    normed = parts.norm(f"{LAYERS}.0.input_layernorm", hidden, size, "normed")
     for index in range(config.num_layers):
         layer = f"{LAYERS}.{index}"
-        context = _attention(graph, weights, config, f"{layer}.self_attn", normed)
+        context = _attention(parts, config, f"{layer}.self_attn", normed)
         is_last = index + 1 == config.num_layers
-        if is_last:
+        if is_last and kept:
             context = graph.op("Gather", "kept.context", [context, kept])
             hidden = graph.op("Gather", "kept.hidden", [hidden, kept])
-        size = (config.hidden_size, config.query_size)
-        added = linear(graph, weights, f"{layer}.self_attn.o_proj", context, size)
-        normed, hidden = _add_norm(
-            graph, weights, config, f"{layer}.post_attention_layernorm", (hidden, added)
-        )
-        added = _feed_forward(graph, weights, config, f"{layer}.mlp", normed)
+        added = parts.linear(f"{layer}.self_attn.o_proj", context, (size, config.query_size))
+        normed, hidden = parts.add_norm(f"{layer}.post_attention_layernorm", (hidden, added), size)
+        added = parts.feed_forward(f"{layer}.mlp", normed, (size, config.feed_forward_size))
         following = "norm" if is_last else f"{LAYERS}.{index + 1}.input_layernorm"
-        normed, hidden = _add_norm(graph, weights, config, following, (hidden, added))
+        normed, hidden = parts.add_norm(following, (hidden, added), size)
     return normed
 
 
-def _attention(graph: Graph, weights: Weights, config: DecoderConfig, name: str, normed: str) -> str:
+def _attention(parts: Parts, config: DecoderConfig, name: str, normed: str) -> str:
     """Return the name of what the heads see, (batch * tokens, query_size), before it is projected."""
+    graph = parts.graph
     shapes = {"q": (config.query_size, True), "k": (config.kv_size, True), "v": (config.kv_size, False)}
     arguments = []
-    for part, (size, is_normed) in shapes.items():
+    for part, (size, is_turned) in shapes.items():
         projection = f"{name}.{part}_proj"
-        value = linear(graph, weights, projection, normed, (size, config.hidden_size))
-        if config.has_biases:
-            bias = graph.constant(f"{projection}.bias", weights.constant(f"{projection}.bias", (size,)))
-            value = graph.op("Add", f"{projection}.biased", [value, bias])
-        if config.has_head_norms and is_normed:
-            value = _head_norm(graph, weights, config, f"{name}.{part}_norm", value)
-        arguments.append(graph.op("Reshape", f"{projection}.rows", [value, "rows_shape"]))
-    tables = [
-        graph.constant(
-            f"rotary.{kind}",
-            rotary.table(kind, config.rotary_base, config.max_positions, config.head_size),
-        )
-        for kind in rotary.FUNCTIONS
-    ]
+        value = parts.linear(projection, normed, (size, config.hidden_size), has_bias=config.has_biases)
+        if config.has_head_norms and is_turned:
+            value = _head_norm(parts, config, f"{name}.{part}_norm", value)
+        rows = graph.op("Reshape", f"{projection}.rows", [value, "rows_shape"])
+        if config.rotary_sections and is_turned:
+            rows = graph.op("RotaryEmbedding", f"{projection}.turned", [rows, *ROTARY_VALUES])
+        arguments.append(rows)
     # NOTE: without the two outputs for a cache, ONNX Runtime takes a kernel that needs tokens x tokens memory
     # (1.31, CPU: 8,192 tokens add 4.7 GB instead of 0.4, and take twice the time).
     context, keys, values = outputs = [f"{name}.context", f"{name}.keys", f"{name}.values"]
-    inputs = [*arguments, "", "", "last_tokens.int32", "num_tokens.int32", *tables]
-    heads = {"num_heads": config.num_heads, "kv_num_heads": config.num_kv_heads, "do_rotary": 1}
+    inputs = [*arguments, "", "", "last_tokens.int32", "num_tokens.int32", *_rotary_tables(graph, config)]
+    heads = {"num_heads": config.num_heads, "kv_num_heads": config.num_kv_heads}
+    heads |= {} if config.rotary_sections else {"do_rotary": 1}
     graph.nodes.append(node("GroupQueryAttention", context, inputs, outputs, heads))
     # A value that no node on the way to the result reads stays in memory until the end of the run, and so the
     # caches of all layers would. The shape of the context is taken from them, to have them read and dropped.
@@ -132,43 +133,21 @@ def _attention(graph: Graph, weights: Weights, config: DecoderConfig, name: str,
     )
 
 
-def _head_norm(graph: Graph, weights: Weights, config: DecoderConfig, name: str, value: str) -> str:
+def _rotary_tables(graph: Graph, config: DecoderConfig) -> list[str]:
+    """Name the tables that attention turns queries and keys by; none where they are turned before."""
+    if config.rotary_sections:
+        return []
+    return [
+        graph.constant(
+            f"rotary.{kind}",
+            rotary.table(kind, config.rotary_base, config.max_positions, config.head_size),
+        )
+        for kind in rotary.FUNCTIONS
+    ]
+
+
+def _head_norm(parts: Parts, config: DecoderConfig, name: str, value: str) -> str:
     """Normalise each head by itself: (rows, heads * head_size) becomes (rows * heads, head_size)."""
-    flat = graph.value(f"flat.{config.head_size}", [-1, config.head_size])
-    heads = graph.op("Reshape", f"{name}.heads", [value, flat])
-    scale = graph.constant(f"{name}.weight", weights.constant(f"{name}.weight", (config.head_size,)))
-    return graph.op("SimplifiedLayerNormalization", name, [heads, scale], _eps(config))
-
-
-def _feed_forward(graph: Graph, weights: Weights, config: DecoderConfig, name: str, normed: str) -> str:
-    narrow, wide = config.hidden_size, config.feed_forward_size
-    gate = linear(graph, weights, f"{name}.gate_proj", normed, (wide, narrow))
-    up = linear(graph, weights, f"{name}.up_proj", normed, (wide, narrow))
-    activated = graph.op("QuickGelu", f"{name}.silu", [gate], SILU)
-    gated = graph.op("Mul", f"{name}.gated", [activated, up])
-    return linear(graph, weights, f"{name}.down_proj", gated, (narrow, wide))
-
-
-def linear(graph: Graph, weights: Weights, name: str, value: str, shape: tuple[int, int]) -> str:
-    """Append a linear layer of (out, in) without bias under its tensor's name."""
-    weight = graph.constant(f"{name}.weight", weights.joined([f"{name}.weight"], shape))
-    return graph.op("MatMul", name, [value, weight])
-
-
-def _add_norm(
-    graph: Graph, weights: Weights, config: DecoderConfig, name: str, values: tuple[str, str]
-) -> tuple[str, str]:
-    """Add the residual, then normalise; return the names of the normalised values and of the sum."""
-    scale = _norm_weight(graph, weights, config, name)
-    outputs = [name, "", "", f"{name}.sum"]
-    attributes = {"epsilon": config.norm_eps}
-    graph.nodes.append(node("SkipSimplifiedLayerNormalization", name, [*values, scale], outputs, attributes))
-    return name, outputs[-1]
-
-
-def _norm_weight(graph: Graph, weights: Weights, config: DecoderConfig, name: str) -> str:
-    return graph.constant(f"{name}.weight", weights.constant(f"{name}.weight", (config.hidden_size,)))
-
-
-def _eps(config: DecoderConfig) -> dict[str, float | int]:
-    return {"epsilon": config.norm_eps, "axis": -1, "stash_type": 1}
+    flat = parts.graph.value(f"flat.{config.head_size}", [-1, config.head_size])
+    heads = parts.graph.op("Reshape", f"{name}.heads", [value, flat])
+    return parts.norm(name, heads, config.head_size)

@@ -9,10 +9,17 @@ from convert import rotary
 from convert.recipe import Architecture
 from service.errors import BakeError
 
-MODEL_TYPES = {Architecture.QWEN2: "qwen2", Architecture.QWEN3: "qwen3"}
+MODEL_TYPES = {
+    Architecture.QWEN2: ("qwen2",),
+    Architecture.QWEN3: ("qwen3",),
+    Architecture.QWEN2_5_VL: ("qwen2_5_vl", "qwen2_5_vl_text"),
+}
 ACTIVATION = "silu"
 PLAIN_ROTARY = (None, "default")  # no scaling of positions
+PLAIN_SECTIONS = (*PLAIN_ROTARY, "mrope")  # the name of positions in several streams
 ROTARY_KEYS = {"rope_theta", "rope_type", "type"}  # what may be said of positions without scaling them
+SECTIONS_KEY = "mrope_section"
+NUM_STREAMS = 3  # of positions: time, rows, columns
 HEAD_SIZE_MULTIPLE = 16  # ONNX Runtime's attention takes heads of such sizes
 
 
@@ -30,6 +37,7 @@ class DecoderConfig:
     norm_eps: float
     max_positions: int
     rotary_base: float
+    rotary_sections: tuple[int, ...] = ()  # how many angles each stream of positions turns; (): one stream
     has_biases: bool  # on queries, keys and values
     has_head_norms: bool  # RMS norms over each head of queries and keys
     is_tied: bool | None = None  # whether the word table is the language model's head too, where it is known
@@ -49,6 +57,13 @@ class DecoderConfig:
             )
         if not 0 < self.rotary_base < float("inf"):
             raise BakeError(f"config.json has rope_theta {self.rotary_base}, must be a positive number")
+        if self.rotary_sections and (
+            len(self.rotary_sections) != NUM_STREAMS or 2 * sum(self.rotary_sections) != self.head_size
+        ):
+            raise BakeError(
+                f"config.json has {SECTIONS_KEY} {list(self.rotary_sections)}, must be {NUM_STREAMS} numbers "
+                f"whose sum is half of head_dim {self.head_size}"
+            )
         if not 0 < self.norm_eps < 1:
             raise BakeError(f"config.json has rms_norm_eps {self.norm_eps}, must be above 0 and below 1")
 
@@ -65,6 +80,8 @@ class DecoderConfig:
 
 def read(architecture: Architecture, config: Mapping[str, object]) -> DecoderConfig:
     """Take the sizes from a config.json. Raises BakeError on what this builder cannot represent."""
+    if architecture == Architecture.QWEN2_5_VL:
+        config = {**config, **_mapping(config, "text_config")}
     _check(architecture, config)
     is_qwen3 = architecture == Architecture.QWEN3
     try:
@@ -84,6 +101,7 @@ def read(architecture: Architecture, config: Mapping[str, object]) -> DecoderCon
             norm_eps=float(str(config["rms_norm_eps"])),
             max_positions=sizes["max_position_embeddings"],
             rotary_base=rotary.base(config),
+            rotary_sections=_sections(architecture, config),
             has_biases=not is_qwen3,
             has_head_norms=is_qwen3,
             is_tied=_is_tied(config),
@@ -96,11 +114,10 @@ def read(architecture: Architecture, config: Mapping[str, object]) -> DecoderCon
 
 def _check(architecture: Architecture, config: Mapping[str, object]) -> None:
     """Refuse what would change the numbers: another activation, windows, scaled positions, more biases."""
-    model_type = config.get("model_type", MODEL_TYPES[architecture])
-    if model_type != MODEL_TYPES[architecture]:
-        raise BakeError(
-            f"config.json has model_type {model_type!r}: this recipe reads only {MODEL_TYPES[architecture]}"
-        )
+    model_type = config.get("model_type", MODEL_TYPES[architecture][0])
+    if model_type not in MODEL_TYPES[architecture]:
+        known = ", ".join(MODEL_TYPES[architecture])
+        raise BakeError(f"config.json has model_type {model_type!r}: this recipe reads only {known}")
     if config.get("hidden_act") != ACTIVATION:
         raise BakeError(f"config.json has hidden_act {config.get('hidden_act')!r} instead of {ACTIVATION!r}")
     for key in ("use_sliding_window", "attention_bias"):
@@ -111,17 +128,36 @@ def _check(architecture: Architecture, config: Mapping[str, object]) -> None:
         raise BakeError(f"config.json has layer_types {layers!r}: only full_attention is known")
     for key in ("rope_scaling", "rope_parameters"):
         scaling = config.get(key) or {}
-        if not isinstance(scaling, Mapping) or not _is_plain(scaling):
+        has_sections = architecture == Architecture.QWEN2_5_VL
+        if not isinstance(scaling, Mapping) or not _is_plain(scaling, has_sections=has_sections):
             raise BakeError(
                 f"config.json scales positions ({key} {scaling!r}), which this builder does not know"
             )
 
 
-def _is_plain(scaling: Mapping[str, object]) -> bool:
-    """Tell whether this says of positions no more than their base."""
-    return set(scaling) <= ROTARY_KEYS and all(
-        scaling.get(key) in PLAIN_ROTARY for key in ("rope_type", "type")
-    )
+def _is_plain(scaling: Mapping[str, object], *, has_sections: bool) -> bool:
+    """Tell whether this says of positions no more than their base and their streams."""
+    keys = ROTARY_KEYS | ({SECTIONS_KEY} if has_sections else set())
+    kinds = PLAIN_SECTIONS if has_sections else PLAIN_ROTARY
+    return set(scaling) <= keys and all(scaling.get(key) in kinds for key in ("rope_type", "type"))
+
+
+def _sections(architecture: Architecture, config: Mapping[str, object]) -> tuple[int, ...]:
+    """Read how many angles each stream of positions turns, from where one of the two spellings has it."""
+    if architecture != Architecture.QWEN2_5_VL:
+        return ()
+    for key in ("rope_scaling", "rope_parameters"):
+        found = _mapping(config, key).get(SECTIONS_KEY)
+        if isinstance(found, list):
+            return tuple(int(str(size)) for size in found)
+    raise KeyError(SECTIONS_KEY)
+
+
+def _mapping(config: Mapping[str, object], key: str) -> Mapping[str, object]:
+    found = config.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise BakeError(f"config.json has {key} {found!r}, must be an object")
+    return found
 
 
 def _is_tied(config: Mapping[str, object]) -> bool | None:

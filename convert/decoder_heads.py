@@ -15,9 +15,11 @@ import numpy as np
 from convert import decoder
 from convert.decoder_config import DecoderConfig
 from convert.graph import Constant, Graph
+from convert.prenorm import Parts
 from convert.weights import FLOAT32, Floats, Weights
 from service.errors import BakeError
-from service.manifest import PROMPT_ROOM, Manifest, Output, Scoring
+from service.limits import PROMPT_ROOM
+from service.manifest import Manifest, Output, Scoring
 
 ANSWERS = "yes", "no"
 LM_HEAD = "lm_head.weight"
@@ -52,7 +54,8 @@ def build(head: Head, manifest: Manifest) -> Graph:
         config = replace(config, max_positions=config.max_positions + PROMPT_ROOM)
     graph = decoder.start(weights, config)
     kept = decoder.marker_tokens(graph, head.token_ids) if is_listwise else decoder.last_tokens(graph)
-    hidden = decoder.states(graph, weights, config, kept)
+    parts = Parts(graph, weights, config.norm_eps)
+    hidden = decoder.states(parts, config, decoder.words(graph, weights, config), kept)
     HEADS[manifest.scoring](graph, head, hidden)
     return graph
 
@@ -104,7 +107,7 @@ def _project(graph: Graph, head: Head, hidden: str) -> None:
 def _linear(graph: Graph, head: Head, name: str, value: str, shape: tuple[int, int]) -> str:
     """Apply a linear layer that no precision rounds: beside the decoder a head costs next to nothing."""
     graph.exact.add(name)
-    return decoder.linear(graph, head.weights, name, value, shape)
+    return Parts(graph, head.weights, head.config.norm_eps).linear(name, value, shape)
 
 
 HEADS: dict[Scoring | None, Callable[[Graph, Head, str], None]] = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from convert.recipe import Architecture, PublishedCosines, Recipe
-from service.manifest import Kind, Listwise, Manifest, Output, Pooling, Scoring, Source, Task
+from service.limits import Listwise
+from service.manifest import Kind, Manifest, Output, Pooling, Scoring, Source, Task
 
 NON_COMMERCIAL = "CC-BY-NC-4.0"
 CODE_PROMPTS = {  # task: query, passage; source: the INSTRUCTION_CONFIG of the model card

@@ -7,14 +7,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from convert import configs, heads, lora
+from convert import configs, heads, lora, pixels, vision_config
 from convert.checkpoint import Checkpoint
 from convert.recipe import Recipe
 from service.errors import BakeError
-from service.manifest import Listwise, Manifest, Precision, Source, Task, Variant, sha256_of
+from service.limits import Listwise
+from service.manifest import Manifest, Precision, Source, Task, Variant, sha256_of
+from service.vision import Vision
 
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "tokenizers", "safetensors")
 MODEL_GRAPH = "model"
+VISION_FOLDER = "vision"  # beside those of the precisions
+VISION_GRAPH = f"{VISION_FOLDER}/{MODEL_GRAPH}.onnx"
 SENTENCE_CONFIG = "sentence_bert_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -31,6 +35,7 @@ def described(recipe: Recipe, opened: Checkpoint, source: Source) -> Manifest:
         dimensions=config.hidden_size,
         default_dimensions=min(recipe.manifest.default_dimensions or config.hidden_size, config.hidden_size),
         vocabulary_size=config.vocabulary_size,
+        vision=_vision(recipe, opened),
         listwise=_listwise(recipe, opened, config.max_positions),
         outputs=heads.available(recipe.manifest.outputs, opened.weights),
         tasks=_tasks(recipe, opened),
@@ -82,6 +87,13 @@ def _listwise(recipe: Recipe, opened: Checkpoint, max_positions: int) -> Listwis
             raise BakeError(f"{TOKENIZER_CONFIG} has model_max_length {found!r}, must be a positive integer")
         limits.append(int(min(found, max_positions)))  # "without limit" is written as 1e30
     return replace(recipe.manifest.listwise, capacity=min(limits))
+
+
+def _vision(recipe: Recipe, opened: Checkpoint) -> Vision | None:
+    if recipe.manifest.vision is None:
+        return None
+    found = opened.read_json(pixels.FILE) if opened.has_file(pixels.FILE) else {}
+    return pixels.described(recipe.manifest.vision, vision_config.read(opened.config), found, VISION_GRAPH)
 
 
 def _max_tokens(recipe: Recipe, opened: Checkpoint, max_positions: int) -> int:

@@ -131,8 +131,13 @@ def branch(
     name: str, kind: str, inputs: Sequence[str], attributes: Mapping[str, Attribute]
 ) -> onnx.GraphProto:
     """Make a one-node subgraph for `If`; its inputs are values of the graph around it."""
+    return subgraph(name, [node(kind, name, inputs, [name], attributes)])
+
+
+def subgraph(name: str, nodes: Sequence[onnx.NodeProto]) -> onnx.GraphProto:
+    """Make a subgraph for `If` with one output of its own name; it sees the values of the graph around it."""
     output = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-    return helper.make_graph([node(kind, name, inputs, [name], attributes)], name, [], [output])
+    return helper.make_graph(list(nodes), name, [], [output])
 
 
 def to_model(graph: Graph, initializers: Sequence[onnx.TensorProto]) -> onnx.ModelProto:

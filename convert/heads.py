@@ -1,6 +1,7 @@
 """What stands on top of the hidden states: from (batch, tokens, hidden) to the outputs a bundle promises.
 
-Sources: FlagEmbedding (sparse and ColBERT heads of bge-m3), transformers (classification head of XLM-R).
+Sources: FlagEmbedding (sparse and ColBERT heads of bge-m3), transformers (classification head of XLM-R),
+jinaai/jina-embeddings-v4 (projector of multi-vectors).
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from convert.weights import Weights
 from service.manifest import Output, Pooling
 
 COLBERT, SPARSE = "colbert_linear", "sparse_linear"
+MULTIVECTOR = "multi_vector_projector"
 CLASSIFIER = "classifier.dense", "classifier.out_proj"
 # What an optional head needs of the checkpoint; without it the bundle lacks the output.
-OPTIONAL = {Output.COLBERT: f"{COLBERT}.weight", Output.SPARSE: f"{SPARSE}.weight"}
+OPTIONAL = {
+    Output.COLBERT: f"{COLBERT}.weight",
+    Output.SPARSE: f"{SPARSE}.weight",
+    Output.MULTIVECTOR: f"{MULTIVECTOR}.weight",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Body:
     hidden: str
     size: int
     pooling: Pooling
+    pooled: str = ATTENTION_MASK  # (batch, tokens), 1 where a mean takes a token in
 
 
 def available(outputs: Sequence[Output], weights: Weights) -> tuple[Output, ...]:
@@ -48,9 +55,9 @@ def _pooled(body: Body) -> str:
 
 
 def _mean(body: Body) -> str:
-    """Average the states over the unmasked tokens: (batch, size)."""
+    """Average the states over the pooled tokens: (batch, size)."""
     graph = body.graph
-    mask = graph.op("Cast", "pool.mask", [ATTENTION_MASK], {"to": 1})  # float32
+    mask = graph.op("Cast", "pool.mask", [body.pooled], {"to": 1})  # float32
     last_axis = graph.value("pool.last_axis", [-1])
     count = graph.op("ReduceSum", "pool.count", [mask, last_axis], {"keepdims": 1})
     shares = graph.op("Div", "pool.shares", [mask, count])  # (batch, tokens), rows sum to 1
@@ -83,6 +90,11 @@ def _colbert(body: Body) -> str:
     return _linear(body, COLBERT, body.hidden, body.weights[f"{COLBERT}.bias"].shape[0])
 
 
+def _multivector(body: Body) -> str:
+    """Project every token: (batch, tokens, multivector_size)."""
+    return _linear(body, MULTIVECTOR, body.hidden, body.weights[f"{MULTIVECTOR}.bias"].shape[0])
+
+
 def _score(body: Body) -> str:
     """Classify by the state of the first token: one logit a row, (batch,)."""
     dense, projection = CLASSIFIER
@@ -105,5 +117,6 @@ HEADS: dict[Output, tuple[Callable[[Body], str], tuple[str, ...]]] = {
     Output.TOKEN_EMBEDDINGS: (_states, ("batch", "tokens", "size")),
     Output.SPARSE: (_sparse, ("batch", "tokens")),
     Output.COLBERT: (_colbert, ("batch", "tokens", "colbert_size")),
+    Output.MULTIVECTOR: (_multivector, ("batch", "tokens", "multivector_size")),
     Output.SCORES: (_score, ("batch",)),
 }

@@ -1,8 +1,8 @@
-"""Adapters: low-rank updates of a task, read in both published layouts, merged one tensor at a time.
+"""Adapters: low-rank updates of a task, read in three published layouts, merged one tensor at a time.
 
-Sources: jinaai/xlm-roberta-flash-implementation (stacked adapters behind a parametrization) and PEFT (a
-folder of its own for each task). A linear layer gets W + s * (B @ A), a table W + s * (A @ B); s is
-alpha / rank.
+Sources: jinaai/xlm-roberta-flash-implementation (stacked adapters behind a parametrization), PEFT (a folder
+of its own for each task) and jinaai/jina-embeddings-v4 (one PEFT file for all tasks). A linear layer gets
+W + s * (B @ A), a table W + s * (A @ B); s is alpha / rank.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from service.errors import BakeError
 
 WORD_TABLE = "embeddings.word_embeddings"
 TABLE_A, TABLE_B = f"{WORD_TABLE}.adapter_a", f"{WORD_TABLE}.adapter_b"  # (rows, rank), (rank, size) scaled
-ADAPTED = ("embeddings.", "encoder.")  # where every matrix has an update
+# Where every matrix has an update.
+ADAPTED = ("embeddings.", "encoder.", "layers.", "multi_vector_projector.")
+COMBINED_FOLDER = "adapters"  # one file for all tasks
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What a PEFT adapter may not ask for: each changes the formula.
 PEFT_UNSUPPORTED = ("use_dora", "use_rslora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
 # PEFT knows query, key and value as layers of their own; the checkpoint has them as rows of one.
 FUSED_PART = re.compile(r"(?P<layer>.*)\.self_attn\.(?P<part>[qkv])_proj$")
+COMBINED_TENSOR = re.compile(r"(?P<module>.*)\.lora_(?P<side>[AB])\.(?P<task>[^.]+)\.weight$")
 PEFT_TENSOR = re.compile(r"(?P<module>.*)\.lora_(?P<table>embedding_)?(?P<side>[AB])(\.weight)?$")
 
 
@@ -66,7 +69,12 @@ def read_adapter(checkpoint: Checkpoint, task: str) -> Adapter:
         return _stacked(checkpoint, task)
     if (folder / PEFT_CONFIG).is_file():
         return _peft(folder, task)
-    raise BakeError(f"{checkpoint.folder} has no adapter of {task!r}: neither stacked nor in {folder.name}/")
+    if (checkpoint.folder / COMBINED_FOLDER / PEFT_CONFIG).is_file():
+        return _combined(checkpoint.folder / COMBINED_FOLDER, task)
+    raise BakeError(
+        f"{checkpoint.folder} has no adapter of {task!r}: neither stacked nor in {folder.name}/ or "
+        f"{COMBINED_FOLDER}/"
+    )
 
 
 def merged(weights: Weights, adapter: Adapter) -> Weights:
@@ -153,11 +161,7 @@ def _stacked(checkpoint: Checkpoint, task: str) -> Adapter:
 
 def _peft(folder: Path, task: str) -> Adapter:
     """Read an adapter folder as PEFT saves it."""
-    config = read_json(folder / PEFT_CONFIG)
-    unsupported = [name for name in PEFT_UNSUPPORTED if config.get(name)]
-    if config.get("peft_type") != "LORA" or unsupported:
-        reason = unsupported or config.get("peft_type")
-        raise BakeError(f"{folder / PEFT_CONFIG} asks for {reason}: only plain LORA can be merged")
+    config = _peft_config(folder)
     sides: dict[str, dict[str, Tensor]] = {}
     tables = set()
     for name, tensor in open_weights(folder / PEFT_WEIGHTS).items():
@@ -169,13 +173,49 @@ def _peft(folder: Path, task: str) -> Adapter:
             tables.add(found["module"])
     updates: dict[str, tuple[Update, ...]] = {}
     for module, pair in sorted(sides.items(), key=lambda item: _fused_place(item[0])):
-        if set(pair) != {"A", "B"}:
-            raise BakeError(f"{folder / PEFT_WEIGHTS} has only side {', '.join(pair)} of {module}")
+        _check_pair(folder, module, pair)
         one_a, one_b = pair["A"], pair["B"]
         update = Update(_transposed(one_a), _transposed(one_b)) if module in tables else Update(one_b, one_a)
         target, _ = _fused_place(module)
         updates[target] = (*updates.get(target, ()), update)
     return Adapter(task, *_rank_and_alpha(config, "r", "lora_alpha"), updates)
+
+
+def _combined(folder: Path, task: str) -> Adapter:
+    """Read a task's tensors out of a file that has those of all. Source: custom_lora_module.py of v4."""
+    config = _peft_config(folder)
+    sides: dict[str, dict[str, Tensor]] = {}
+    tasks = set()
+    for name, tensor in open_weights(folder / PEFT_WEIGHTS).items():
+        found = COMBINED_TENSOR.match(normalised(name))
+        if not found:
+            raise BakeError(
+                f"{folder / PEFT_WEIGHTS} has {name!r}, which is not a part of a task's LoRA layer"
+            )
+        tasks.add(found["task"])
+        if found["task"] == task:
+            sides.setdefault(found["module"], {})[found["side"]] = tensor
+    if task not in tasks:
+        raise BakeError(f"{folder / PEFT_WEIGHTS} has no task {task!r}, only {', '.join(sorted(tasks))}")
+    for module, pair in sides.items():
+        _check_pair(folder, module, pair)
+    updates = {module: (Update(pair["B"], pair["A"]),) for module, pair in sorted(sides.items())}
+    return Adapter(task, *_rank_and_alpha(config, "r", "lora_alpha"), updates)
+
+
+def _peft_config(folder: Path) -> dict[str, Any]:
+    """Read the config of an adapter. Raises BakeError for one that is not plain LoRA."""
+    config = read_json(folder / PEFT_CONFIG)
+    unsupported = [name for name in PEFT_UNSUPPORTED if config.get(name)]
+    if config.get("peft_type") != "LORA" or unsupported:
+        reason = unsupported or config.get("peft_type")
+        raise BakeError(f"{folder / PEFT_CONFIG} asks for {reason}: only plain LORA can be merged")
+    return config
+
+
+def _check_pair(folder: Path, module: str, pair: Mapping[str, Tensor]) -> None:
+    if set(pair) != {"A", "B"}:
+        raise BakeError(f"{folder / PEFT_WEIGHTS} has only side {', '.join(pair)} of {module}")
 
 
 def _fused_place(module: str) -> tuple[str, int]:

@@ -20,6 +20,7 @@ class Architecture(StrEnum):
     JINA_V3 = "jina-v3"
     QWEN2 = "qwen2"
     QWEN3 = "qwen3"
+    QWEN2_5_VL = "qwen2.5-vl"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from service import embedding, host, reranking
+from service import embedding, host, inference, reranking
 from service.embedding import EmbeddingModel
 from service.errors import BundleError
 from service.figures import Speed
@@ -18,7 +18,7 @@ from service.manifest import BASE_TASK, Kind, Manifest, Output, Variant
 from service.options import EmbedOptions
 from service.reranking import Reranker
 from service.scheduler import Scheduler
-from service.session import SessionSettings, pad
+from service.session import SessionSettings
 
 BATCH_TOKENS = 1024
 SPEED_ROWS, SPEED_TOKENS, SPEED_RUNS = 8, 128, 7
@@ -81,7 +81,7 @@ def speed(model: Model, variant: Variant, texts: Sequence[str]) -> Speed:
     limit = model.manifest.max_tokens
     tokens = np.concatenate([tokens.ids for tokens in model.tokenizer.encode(texts, limit)])
     num_tokens = min(SPEED_TOKENS, limit)
-    inputs = pad(list(np.resize(tokens, (SPEED_ROWS, num_tokens))))
+    inputs = inference.stacker(model.manifest)(list(np.resize(tokens, (SPEED_ROWS, num_tokens))))
     (output, *_) = model.manifest.outputs
     session = model.graphs.session(variant.task)
     seconds: list[float] = []

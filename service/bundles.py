@@ -30,7 +30,7 @@ class Bundle:
             raise BundleError(f"{self.folder} holds base weights alone, which are not served; bake its tasks")
         if not self.tasks:
             return manifest
-        unknown = [task for task in self.tasks if task not in manifest.task_names]
+        unknown = [task for task in self.tasks if not manifest.tasks_of([task])]
         if unknown:
             known = ", ".join(manifest.task_names) or "none"
             raise UnknownTask(

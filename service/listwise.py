@@ -15,7 +15,8 @@ import numpy as np
 
 from service import inference
 from service.errors import InvalidRequest, ModelOutputInvalid
-from service.manifest import PROMPT_ROOM, Listwise, Output
+from service.limits import PROMPT_ROOM, Listwise
+from service.manifest import Output
 from service.pooling import unit
 from service.scoring import Floats, Parts, RankOptions, Scored, Scores
 from service.tokenization import Ids, Tokenizer

@@ -15,14 +15,12 @@ import msgspec
 
 from service.errors import BundleError
 from service.figures import Quality, RankQuality, Reference, Speed
+from service.limits import Listwise
 from service.vision import Vision
 
 FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
-# Tokens of a listwise prompt beyond its capacity, which counts the texts but not the words around them, some
-# ten a document, nor an instruction. The reference computes positions without a limit; a graph has a table.
-PROMPT_ROOM = 4096
 BASE_TASK = "none"  # a variant of the weights without any adapter: to compare with references, never served
 
 
@@ -85,18 +83,12 @@ class Task:
 
     name: str
     prefix: str = ""
+    graph: str | None = None  # the variant that runs it, where tasks share one; None: that of its own name
 
-
-@dataclass(frozen=True, kw_only=True)
-class Listwise:
-    """The marker tokens and the limits of a listwise reranker, in tokens unless said."""
-
-    document_marker: str
-    query_marker: str
-    max_query_length: int
-    max_doc_length: int
-    block_size: int  # documents of one prompt
-    capacity: int  # of one prompt
+    @property
+    def variant(self) -> str:
+        """Return the name under which variants know the task."""
+        return self.graph or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,17 +156,29 @@ class Manifest:
         return tuple(task.name for task in self.tasks)
 
     @property
+    def task_variants(self) -> tuple[str, ...]:
+        """List the names under which variants know the tasks, each once."""
+        return tuple(dict.fromkeys(task.variant for task in self.tasks))
+
+    @property
     def serves_all_tasks(self) -> bool:
         """Tell whether one graph serves every task, and requests without one."""
         return any(variant.task is None for variant in self.variants)
 
-    def limited_to(self, tasks: Collection[str]) -> Manifest:
-        """Return the manifest with only these tasks and their variants; the default task may be gone."""
+    def tasks_of(self, words: Collection[str]) -> tuple[Task, ...]:
+        """List the tasks that words name, by their own names or by those of their variants."""
+        return tuple(task for task in self.tasks if task.name in words or task.variant in words)
+
+    def limited_to(self, words: Collection[str]) -> Manifest:
+        """Return the manifest with only the tasks named and their variants; the default task may be gone."""
+        tasks = self.tasks_of(words)
+        names = {task.name for task in tasks}
+        variants = {*(task.variant for task in tasks), *words, None}
         return replace(
             self,
-            tasks=tuple(task for task in self.tasks if task.name in tasks),
-            default_task=self.default_task if self.default_task in tasks else None,
-            variants=tuple(variant for variant in self.variants if variant.task in {*tasks, None}),
+            tasks=tasks,
+            default_task=self.default_task if self.default_task in names else None,
+            variants=tuple(variant for variant in self.variants if variant.task in variants),
         )
 
     @property

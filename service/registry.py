@@ -152,7 +152,8 @@ def _first_tasks(manifest: Manifest, bundle: Bundle) -> Sequence[str | None]:
     """Return the tasks to open at start: those a setting names, else the default one; the others wait."""
     if manifest.serves_all_tasks:
         return (None,)
-    return bundle.tasks or (manifest.default_task or manifest.task_names[0],)
+    wanted = bundle.tasks or (manifest.default_task or manifest.task_names[0],)
+    return tuple(dict.fromkeys(task.variant for task in manifest.tasks_of(wanted)))
 
 
 def _wrong_kind(model: Model) -> InvalidRequest:

@@ -1,8 +1,22 @@
-"""What a manifest says of images: sizes, the prompt they stand in, limits of pixels. Data only."""
+"""What a manifest says of images: sizes, the prompt they stand in, limits of pixels. Data only.
+
+Also the names of what the graphs of such a model take and give beside token ids.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+# The vision tower. Patches of all images of a run, cell by cell, the cells of a window one behind the other.
+PIXEL_VALUES = "pixel_values"  # (patches, values) float32
+PATCH_POSITIONS = "patch_positions"  # (patches, 2) int64: row and column in its image
+WINDOW_PATCHES = "window_patches"  # (windows, longest) int64: places of patches, in order, then -1
+IMAGE_PATCHES = "image_patches"  # (images, longest) int64: likewise
+IMAGE_VECTORS = "image_vectors"  # (cells, hidden) float32: from the tower, to the text graph
+# The text graph. Places of image vectors count rows x longest tokens, padding included.
+IMAGE_PLACES = "image_places"  # (cells,) int64
+POSITION_IDS = "position_ids"  # (batch, tokens, 3) int64: time, row and column
+POOLING_MASK = "pooling_mask"  # (batch, tokens) int64: tokens whose states' mean is the vector
 
 
 @dataclass(frozen=True, kw_only=True)
