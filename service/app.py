@@ -10,7 +10,8 @@ import falcon
 import orjson
 from falcon import App, HTTPError, Request, Response
 
-from service import logs, schema
+from service import addresses, logs, schema
+from service.addresses import FetchRules
 from service.config import Settings
 from service.errors import (
     BodyTooLarge,
@@ -22,6 +23,7 @@ from service.errors import (
     RequestError,
     UnsupportedMedia,
 )
+from service.media import ImageReader
 from service.middleware import RequestLog
 from service.registry import Registry
 from service.resources import RETRY_SECONDS, Embeddings, Health, Models, Rerank, Root
@@ -56,7 +58,8 @@ def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[typ
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = json_handler
     health = Health(registry)
     app.add_route("/", Root(registry, _version()))
-    app.add_route("/v1/embeddings", Embeddings(registry, settings.max_body_bytes, settings.max_inputs))
+    embeddings = Embeddings(registry, _image_reader(settings), settings.max_body_bytes, settings.max_inputs)
+    app.add_route("/v1/embeddings", embeddings)
     app.add_route("/v1/rerank", Rerank(registry, settings.max_body_bytes, settings.max_inputs))
     app.add_route("/v1/models", Models(registry))
     app.add_route("/healthz", health)
@@ -66,6 +69,12 @@ def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[typ
     app.add_error_handler(Exception, _answer_unexpected)
     app.set_error_serializer(_answer_falcon_error)
     return app
+
+
+def _image_reader(settings: Settings) -> ImageReader:
+    names, networks = addresses.parse_allowed(settings.image_allow_hosts)
+    rules = FetchRules(allowed_names=names, allowed_networks=networks, max_bytes=settings.image_max_bytes)
+    return ImageReader(rules, settings.image_max_pixels)
 
 
 def _version() -> str:

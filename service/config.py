@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service import host
+from service import addresses, host
 from service.errors import ConfigError
 from service.manifest import Precision
 
@@ -17,8 +17,7 @@ MEBIBYTE = 1 << 20
 Choice = TypeVar("Choice", bound=StrEnum)
 # Of the architecture, but not built yet: set, they stop the start, so that nobody relies on them.
 UNSUPPORTED = (
-    "API_KEYS", "CACHE_DIR", "CORS_ORIGINS", "IMAGE_ALLOW_HOSTS", "IMAGE_MAX_BYTES", "IMAGE_MAX_PIXELS",
-    "MAX_QUEUE_TOKENS", "RATE_LIMIT", "REQUEST_TIMEOUT",
+    "API_KEYS", "CACHE_DIR", "CORS_ORIGINS", "MAX_QUEUE_TOKENS", "RATE_LIMIT", "REQUEST_TIMEOUT",
 )  # fmt: skip
 
 
@@ -61,6 +60,9 @@ class Settings:
     max_body_bytes: int = 32 * MEBIBYTE
     max_inputs: int = 2048  # inputs of one request
     max_batch_tokens: int = 1024  # rows x tokens of one run, padding included; measured: more is not faster
+    image_allow_hosts: tuple[str, ...] = ()  # names, addresses and networks that image URLs may lead into
+    image_max_bytes: int = 8 * MEBIBYTE  # of one file
+    image_max_pixels: int = 64_000_000  # of one image before its resize
     verify_hashes: bool = False  # check sha256 of every bundle file at start
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.JSON
@@ -139,6 +141,16 @@ def _flag(name: str, value: str) -> bool:
     return value == "1"
 
 
+def _hosts(name: str, value: str) -> tuple[str, ...]:
+    """Split a list of hosts; whether each is a name, an address or a network is said by those who fetch."""
+    words = tuple(part.strip() for part in value.split(",") if part.strip())
+    try:
+        addresses.parse_allowed(words)
+    except ValueError as error:
+        raise ConfigError(f"{name} is {value!r}: {error}") from error
+    return words
+
+
 def _models(name: str, value: str) -> tuple[str, ...] | None:
     """Split `model`, `model:task,task`: which words are tasks is for those to say who know the bundles."""
     if value.lower() == "all":
@@ -165,6 +177,9 @@ VARIABLES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "MAX_BODY_BYTES": ("max_body_bytes", _integer(1, 1 << 40)),
     "MAX_INPUTS": ("max_inputs", _integer(1, 1 << 20)),
     "MAX_BATCH_TOKENS": ("max_batch_tokens", _integer(1, 1 << 24)),
+    "IMAGE_ALLOW_HOSTS": ("image_allow_hosts", _hosts),
+    "IMAGE_MAX_BYTES": ("image_max_bytes", _integer(1, 1 << 30)),
+    "IMAGE_MAX_PIXELS": ("image_max_pixels", _integer(1, 1 << 30)),
     "VERIFY_HASHES": ("verify_hashes", _flag),
     "LOG_LEVEL": ("log_level", _one_of(LogLevel)),
     "LOG_FORMAT": ("log_format", _one_of(LogFormat)),

@@ -44,6 +44,10 @@ class Graphs:
             if variant.precision == self.precision and variant.file in self._sessions
         ]
 
+    def open_files(self) -> frozenset[str]:
+        """Name the files of the graphs that are open."""
+        return frozenset(self._sessions)
+
     def session(self, task: str | None) -> Session:
         """Return a task's session, opening it first if need be. Raises ModelUnavailable when it is broken."""
         try:
@@ -55,12 +59,26 @@ class Graphs:
                 f"Model {name} failed to load task {task}: {error}", code="model_failed"
             ) from error
 
+    def vision_session(self) -> Session:
+        """Return the session of the vision tower, opened when first asked for. Raises ModelUnavailable."""
+        name, vision = self.manifest.name, self.manifest.vision
+        try:
+            if vision is None:
+                raise BundleError(f"{self.folder} has no vision tower")
+            return self._open(vision.file, may_pad=True)
+        except BundleError as error:
+            logs.write(logging.ERROR, "vision tower failed to load", model=name, reason=str(error))
+            raise ModelUnavailable(
+                f"Model {name} failed to load its vision tower: {error}", code="model_failed"
+            ) from error
+
     def _session(self, task: str | None) -> Session:
-        file = self._file(task)
+        return self._open(self._file(task), may_pad=self.precision not in ROUNDS_ACTIVATIONS)
+
+    def _open(self, file: str, *, may_pad: bool) -> Session:
         if file not in self._sessions:
             with self._opening:
                 if file not in self._sessions:
-                    may_pad = self.precision not in ROUNDS_ACTIVATIONS
                     settings = replace(self.settings, may_pad=may_pad)
                     self._sessions[file] = Session(self.folder / file, settings)
                     logs.write(logging.INFO, "graph opened", model=self.manifest.name, file=file)

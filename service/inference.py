@@ -1,20 +1,25 @@
-"""Runs token ids through a bundle's graph and vouches that every number is finite. Knows no text."""
+"""Runs tokens through a bundle's graph and vouches that every number is finite. Knows no text, no pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from service import multimodal
 from service.errors import InvalidRequest, ModelOutputInvalid
 from service.graphs import Graphs
 from service.manifest import Kind, Manifest, Output
+from service.multimodal import ImagePrompt, TextOrImage
 from service.scheduler import Scheduler
+from service.session import Array, pad
 
-PER_TOKEN = frozenset({Output.TOKEN_EMBEDDINGS, Output.SPARSE, Output.COLBERT})  # outputs with a token axis
+# Outputs with a token axis.
+PER_TOKEN = frozenset({Output.TOKEN_EMBEDDINGS, Output.SPARSE, Output.COLBERT, Output.MULTIVECTOR})
 
-Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
@@ -22,7 +27,7 @@ def run(
     graphs: Graphs,
     scheduler: Scheduler,
     task: str | None,
-    sequences: Sequence[Ids],
+    sequences: Sequence[TextOrImage],
     outputs: Sequence[Output],
 ) -> list[tuple[Floats, ...]]:
     """Compute outputs for every sequence, those with a token axis cut to the sequence's own tokens.
@@ -30,24 +35,37 @@ def run(
     Raises InvalidRequest for a token that the model has no row for, ModelUnavailable when the task's graph is
     broken, ModelOutputInvalid for NaN and infinity.
     """
-    _check_ids(graphs.manifest, sequences)
-    computed = scheduler.submit(graphs.session(task), sequences, outputs)
+    check_ids(graphs.manifest, dict(enumerate(sequences)))
+    stack = stacker(graphs.manifest)
+    computed = scheduler.submit(graphs.session(task), sequences, outputs, stack)
     rows = [
         tuple(
-            value[: len(ids)] if output in PER_TOKEN else value
+            value[: len(sequence)] if output in PER_TOKEN else value
             for output, value in zip(outputs, row, strict=True)
         )
-        for ids, row in zip(sequences, computed, strict=True)
+        for sequence, row in zip(sequences, computed, strict=True)
     ]
     if not all(np.isfinite(value).all() for row in rows for value in row):
         raise ModelOutputInvalid(graphs.manifest.name)
     return rows
 
 
-def _check_ids(manifest: Manifest, sequences: Sequence[Ids]) -> None:
-    """Refuse token ids without a row in the word table: a tokenizer may know more special tokens."""
-    for index, ids in enumerate(sequences):
-        if (highest := int(ids.max(initial=0))) < manifest.vocabulary_size:
+def stacker(manifest: Manifest) -> Callable[[Sequence[Any]], dict[str, Array]]:
+    """Return what makes the inputs of a model's graphs of token ids, and of prompts if it takes images."""
+    if manifest.vision is None:
+        return pad
+    return partial(multimodal.stack, hidden_size=manifest.dimensions)
+
+
+def check_ids(manifest: Manifest, sequences: Mapping[int, TextOrImage]) -> None:
+    """Refuse token ids without a row in the word table: a tokenizer may know more special tokens.
+
+    `sequences` by their places in the request. Raises InvalidRequest, which names the place.
+    """
+    for index, sequence in sequences.items():
+        if isinstance(sequence, ImagePrompt):
+            continue  # of tokens that were looked up at the start
+        if (highest := int(sequence.max(initial=0))) < manifest.vocabulary_size:
             continue
         is_embedding = manifest.kind == Kind.EMBEDDING
         raise InvalidRequest(

@@ -25,25 +25,42 @@ class EmbedOptions:
 
 QUERY, PASSAGE = "query", "passage"
 SIDES = (QUERY, PASSAGE)  # of a task whose texts have different prompts
-OUTPUTS = {"return_sparse": Output.SPARSE, "return_colbert": Output.COLBERT}
+OUTPUTS = {  # what a field asks for beside the vectors, or in their place
+    "return_multivector": Output.MULTIVECTOR,
+    "return_sparse": Output.SPARSE,
+    "return_colbert": Output.COLBERT,
+}
+NAMES = {
+    Output.MULTIVECTOR: "multi-vectors", Output.SPARSE: "sparse vectors", Output.COLBERT: "colbert vectors",
+}  # fmt: skip
 
 
 def check(manifest: Manifest, options: EmbedOptions) -> None:
     """Refuse what the model has no output for. Raises InvalidRequest."""
     if options.late_chunking and not manifest.late_chunking:
         raise LateChunkingUnsupported(manifest.late_chunking_refusal.format(model=manifest.name))
-    if options.return_multivector:
-        raise InvalidRequest(
-            f"Model {manifest.name} has no multi-vectors; leave return_multivector out.",
-            param="return_multivector",
-            code="unsupported_option",
-        )
     for field, output in OUTPUTS.items():
         if getattr(options, field) and output not in manifest.outputs:
             raise InvalidRequest(
-                f"Model {manifest.name} has no {output} vectors; leave {field} out.",
+                f"Model {manifest.name} has no {NAMES[output]}; leave {field} out.",
                 param=field,
                 code="unsupported_option",
+            )
+    if options.return_multivector:
+        _check_multivector(options)
+
+
+def _check_multivector(options: EmbedOptions) -> None:
+    """Refuse what contradicts a vector for every token."""
+    for field, is_given in (
+        ("dimensions", options.dimensions is not None),
+        ("late_chunking", options.late_chunking),
+    ):
+        if is_given:
+            raise InvalidRequest(
+                f"'{field}' does not go with 'return_multivector': leave one of them out.",
+                param=field,
+                code="conflicting_fields",
             )
 
 

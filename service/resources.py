@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from falcon import HTTP_503, Request, Response
 
 from service import bodies, encoding, schema
+from service.media import ImageReader
 from service.registry import Registry, State
 
 RETRY_SECONDS = "5"
@@ -17,6 +18,7 @@ class Embeddings:
     """POST /v1/embeddings."""
 
     registry: Registry
+    images: ImageReader
     max_body_bytes: int
     max_inputs: int
 
@@ -24,10 +26,14 @@ class Embeddings:
         """Embed the inputs."""
         asked = schema.parse_embeddings(bodies.read(req, self.max_body_bytes), self.max_inputs)
         model = self.registry.embedding(asked.model)
-        req.context.fields = {"model": model.manifest.name, "inputs": len(asked.texts)}
-        computed = model.embed(asked.texts, asked.options)
+        req.context.fields = {"model": model.manifest.name, "inputs": len(asked.inputs)}
+        model.check(asked.options)  # before anything is fetched
+        items = self.images.read(asked.inputs, model.manifest, asked.options)
+        computed = model.embed(items, asked.options)
         req.context.fields["tokens"] = computed.num_tokens
-        encoded = encoding.encode(computed.vectors, asked.embedding_type)
+        encoded = [encoding.encode(rows, asked.embedding_type) for rows in computed.multivectors or ()] or (
+            encoding.encode(computed.vectors, asked.embedding_type)
+        )
         resp.media = schema.embeddings_response(model.manifest.name, encoded, computed)
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from service.batching import plan
-from service.session import Session, pad
+from service.session import Array, Session
 
-Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Item = TypeVar("Item", bound=Sized)
+Stack = Callable[[Sequence[Item]], Mapping[str, Array]]
 
 
 class Scheduler:
@@ -30,21 +32,28 @@ class Scheduler:
         self._locks_guard = threading.Lock()
 
     def submit(
-        self, session: Session, sequences: Sequence[Ids], outputs: Sequence[str]
+        self, session: Session, sequences: Sequence[Item], outputs: Sequence[str], stack: Stack[Item]
     ) -> list[tuple[Floats, ...]]:
-        """Compute outputs for every sequence of token ids; return its rows of them in the order given.
+        """Compute outputs for every sequence; return its rows of them in the order given.
 
-        The row of an output that has a token axis is as long as the longest sequence of its run.
+        `stack` makes one run's inputs of some of the sequences. The row of an output that has a token axis is
+        as long as the longest sequence of its run.
         """
         rows: list[tuple[Floats, ...]] = [()] * len(sequences)
         lengths = [len(ids) for ids in sequences]
         groups = plan(lengths, self._max_batch_tokens, may_pad=session.may_pad)
         with self._lock_of(session):
             for group in groups:
-                computed = session.run(pad([sequences[index] for index in group]), outputs)
+                computed = session.run(stack([sequences[index] for index in group]), outputs)
                 for index, *row in zip(group, *computed, strict=True):
                     rows[index] = tuple(row)
         return rows
+
+    def run(self, session: Session, inputs: Mapping[str, Array], output: str) -> Floats:
+        """Compute one output of inputs that are already a run."""
+        with self._lock_of(session):
+            (computed,) = session.run(inputs, [output])
+        return computed
 
     def _lock_of(self, session: Session) -> threading.Lock:
         with self._locks_guard:

@@ -7,10 +7,13 @@ from typing import Any
 
 import msgspec
 
+from service import inputs
 from service.embedding import Embeddings
 from service.encoding import EmbeddingType, Encoded
 from service.errors import InvalidRequest
+from service.inputs import InputItem, TextItem
 from service.manifest import Kind, Manifest
+from service.media import Input
 from service.options import EmbedOptions
 from service.parsing import Aliases, parse
 from service.reranking import Ranking
@@ -26,24 +29,15 @@ EMBEDDINGS_ALIASES: Aliases = {
     "embedding_type": ("encoding_type", "encoding_format", "embedding_types"),
 }
 RERANK_ALIASES: Aliases = {"top_n": ("top_k",), "max_doc_length": ("max_tokens_per_doc",)}
-INPUT_FORMS = "a string, a list of strings, or objects with a 'text'"
-DOCUMENT_FORMS = "a list of strings, or objects with a 'text'"
 DEFAULT_RERANKER = "jina-reranker-v3"
 UNSIGNED_BINARY = "ubinary"
-EMPTY_CODES = {"input": "empty_input", "documents": "empty_documents"}
-
-
-class TextItem(msgspec.Struct):
-    """An input given as an object."""
-
-    text: str
 
 
 class EmbeddingsBody(msgspec.Struct):
     """The body of POST /v1/embeddings."""
 
     model: str
-    input: str | TextItem | list[str | TextItem]
+    input: str | InputItem | list[str | InputItem]
     embedding_type: str | list[str] | None = None
     task: str | None = None
     dimensions: int | None = None
@@ -81,20 +75,20 @@ class RerankRequest(msgspec.Struct, frozen=True):
 
 
 class EmbeddingsRequest(msgspec.Struct, frozen=True):
-    """A checked request: at least one text."""
+    """A checked request: at least one input."""
 
     model: str
-    texts: list[str]
+    inputs: list[Input]
     embedding_type: EmbeddingType
     options: EmbedOptions
 
 
 def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
     """Parse the body of an embeddings request. Raises InvalidRequest that names the field."""
-    parsed = parse(body, EmbeddingsBody, EMBEDDINGS_ALIASES, {"input": INPUT_FORMS})
+    parsed = parse(body, EmbeddingsBody, EMBEDDINGS_ALIASES, {"input": inputs.FORMS})
     return EmbeddingsRequest(
         model=parsed.model,
-        texts=_texts("input", parsed.input, max_inputs),
+        inputs=inputs.embedded(parsed.input, max_inputs),
         embedding_type=_embedding_type(parsed.embedding_type),
         options=EmbedOptions(
             task=parsed.task,
@@ -111,7 +105,7 @@ def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
 
 def parse_rerank(body: bytes, max_inputs: int) -> RerankRequest:
     """Parse the body of a rerank request. Raises InvalidRequest that names the field."""
-    parsed = parse(body, RerankBody, RERANK_ALIASES, {"documents": DOCUMENT_FORMS})
+    parsed = parse(body, RerankBody, RERANK_ALIASES, {"documents": inputs.DOCUMENT_FORMS})
     if not parsed.query.strip():
         raise InvalidRequest("'query' is empty; send a text.", param="query", code="empty_query")
     if parsed.top_n is not None and parsed.top_n < 1:
@@ -123,7 +117,7 @@ def parse_rerank(body: bytes, max_inputs: int) -> RerankRequest:
     return RerankRequest(
         model=parsed.model,
         query=parsed.query,
-        documents=_texts("documents", parsed.documents, max_inputs),
+        documents=inputs.texts("documents", parsed.documents, max_inputs),
         return_documents=parsed.return_documents,
         options=RankOptions(
             top_n=parsed.top_n,
@@ -135,8 +129,10 @@ def parse_rerank(body: bytes, max_inputs: int) -> RerankRequest:
     )
 
 
-def embeddings_response(model: str, encoded: list[Encoded], computed: Embeddings) -> dict[str, Any]:
-    """Make the body of the answer."""
+def embeddings_response(
+    model: str, encoded: Sequence[Encoded | list[Encoded]], computed: Embeddings
+) -> dict[str, Any]:
+    """Make the body of the answer; the vectors of an input are one, or a list of many."""
     items: list[dict[str, Any]] = [
         {"object": "embedding", "index": index, "embedding": embedding}
         for index, embedding in enumerate(encoded)
@@ -173,8 +169,8 @@ def model_response(manifest: Manifest, choice: Choice) -> dict[str, Any]:
         "type": manifest.kind,
         "max_tokens": manifest.max_tokens,
         "dimensions": manifest.default_dimensions if manifest.kind == Kind.EMBEDDING else None,
-        "supports_multimodal": False,
-        "tasks": list(manifest.task_names) or None,
+        "supports_multimodal": manifest.vision is not None,
+        "tasks": list(manifest.task_variants) or None,
         "device": "cpu",
         "precision": choice.precision,
         "verified": choice.verified,
@@ -193,21 +189,6 @@ def late_chunking_refusal(body: dict[str, Any]) -> dict[str, Any]:
 
 def _usage(num_tokens: int) -> dict[str, int]:
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-
-
-def _texts(field: str, given: str | TextItem | Sequence[str | TextItem], max_inputs: int) -> list[str]:
-    items = [given] if isinstance(given, str | TextItem) else given
-    if not items:
-        raise InvalidRequest(
-            f"'{field}' is empty; send at least one text.", param=field, code=EMPTY_CODES[field]
-        )
-    if len(items) > max_inputs:
-        raise InvalidRequest(
-            f"'{field}' has {len(items)} items, more than {max_inputs} (MAX_INPUTS); send several requests.",
-            param=field,
-            code="too_many_inputs",
-        )
-    return [item if isinstance(item, str) else item.text for item in items]
 
 
 def _embedding_type(given: str | list[str] | None) -> EmbeddingType:
