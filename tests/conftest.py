@@ -127,7 +127,7 @@ def golden_qwen_models(golden_qwen_checkpoints: Path, tmp_path_factory: pytest.T
 def bake_golden(source: Path, out: Path, model: str | None = None) -> None:
     """Bake a golden checkpoint in fp32 as a user would, by default under its own name."""
     model = model or source.name.removesuffix("-bin").removesuffix("-hf")
-    tasks = (*RECIPES[model].manifest.task_names, "none") if RECIPES[model].has_adapters else ()
+    tasks = (*RECIPES[model].manifest.task_variants, "none") if RECIPES[model].has_adapters else ()
     options = ["--precision", "fp32", "--verify", "skip", *(["--task", ",".join(tasks)] if tasks else [])]
     command = [sys.executable, "-m", "convert", model, "--source", str(source), "--out", str(out), *options]
     subprocess.run(command, cwd=PROJECT, check=True)
@@ -152,6 +152,27 @@ def load_all(models: Path) -> Registry:
     registry.load()
     assert not registry.failed()
     return registry
+
+
+@pytest.fixture(scope="session")
+def golden_v4_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with the golden jina-embeddings-v4, baked in fp32 by the command."""
+    checkpoints = write_golden(tmp_path_factory.mktemp("golden_v4"), ["jina-embeddings-v4"])
+    out = tmp_path_factory.mktemp("golden_v4_models")
+    bake_golden(checkpoints / "jina-embeddings-v4", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def golden_v4_registry(golden_v4_models: Path) -> Registry:
+    """The golden jina-embeddings-v4, loaded."""
+    return load_all(golden_v4_models)
+
+
+@pytest.fixture(scope="session")
+def golden_v4_client(golden_v4_registry: Registry) -> TestClient:
+    """A client of the whole application over the golden jina-embeddings-v4."""
+    return TestClient(make_app(Settings(), golden_v4_registry))
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ import pytest
 from falcon.testing import TestClient
 
 from service import inference, listwise, scoring, yes_no
+from service.limits import PROMPT_ROOM
 from service.listwise import Block
-from service.manifest import PROMPT_ROOM, Output
+from service.manifest import Output
 from service.pooling import unit
 from service.registry import Registry
 from service.reranking import Reranker

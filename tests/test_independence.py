@@ -17,7 +17,7 @@ from service.graphs import Graphs
 from service.manifest import Output, Precision
 from service.options import EmbedOptions
 from service.scheduler import Scheduler
-from service.session import SessionSettings
+from service.session import SessionSettings, pad
 from tests import qwen
 from tests.conftest import MODEL
 
@@ -54,8 +54,8 @@ def test_texts_of_equal_length_share_a_run_of_a_decoder(tmp_path: Path, precisio
     graphs = Graphs(tmp_path / manifest.name, manifest, precision, SessionSettings(num_threads=2))
     session = graphs.session(None)
     ids = np.random.default_rng(0).integers(0, manifest.vocabulary_size, (16, 40))
-    together = Scheduler(2048).submit(session, list(ids), [Output.POOLED])
-    alone = [Scheduler(2048).submit(session, [row], [Output.POOLED])[0] for row in ids]
+    together = Scheduler(2048).submit(session, list(ids), [Output.POOLED], pad)
+    alone = [Scheduler(2048).submit(session, [row], [Output.POOLED], pad)[0] for row in ids]
     for (one,), (other,) in zip(together, alone, strict=True):
         cosine = float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
         assert cosine >= LOWEST_COSINE[precision] - 2e-7

@@ -15,7 +15,8 @@ from convert.checkpoint import Checkpoint
 from service import manifest as contract
 from service.embedding import EmbeddingModel
 from service.errors import BakeError
-from service.manifest import Kind, Listwise, Manifest, Precision, Source
+from service.limits import Listwise
+from service.manifest import Kind, Manifest, Precision, Source
 from service.options import EmbedOptions
 from service.session import Session, SessionSettings, pad
 from tests import qwen, qwen_reference, xlmr

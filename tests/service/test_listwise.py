@@ -11,8 +11,9 @@ import pytest
 
 from service import listwise, tokenization
 from service.errors import InvalidRequest, ModelOutputInvalid
+from service.limits import PROMPT_ROOM, Listwise
 from service.listwise import Text
-from service.manifest import PROMPT_ROOM, Kind, Listwise, Manifest, Pooling, Scoring, Source
+from service.manifest import Kind, Manifest, Pooling, Scoring, Source
 from service.scoring import Parts, RankOptions
 from service.tokenization import Tokenizer
 from tests import qwen

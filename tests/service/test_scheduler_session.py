@@ -38,7 +38,7 @@ def test_a_text_does_not_depend_on_its_neighbours(tiny_models: Path, precision: 
     session = Session(tiny_models / MODEL / precision / "model.onnx", settings)
     texts = sequences(200)
     alone = np.stack([session.run(pad([ids]), ["pooled"])[0][0] for ids in texts])
-    scheduled = np.stack([row for (row,) in Scheduler(200).submit(session, texts, ["pooled"])])
+    scheduled = np.stack([row for (row,) in Scheduler(200).submit(session, texts, ["pooled"], pad)])
     assert cosines(alone, scheduled).min() >= INDEPENDENCE[precision]
 
 
@@ -74,7 +74,8 @@ class Counting:
 def test_one_request_at_a_time_runs_on_a_session() -> None:
     session, scheduler = Counting(), Scheduler(8)
     threads = [
-        threading.Thread(target=scheduler.submit, args=(session, sequences(4), ["mask"])) for _ in range(6)
+        threading.Thread(target=scheduler.submit, args=(session, sequences(4), ["mask"], pad))
+        for _ in range(6)
     ]
     for thread in threads:
         thread.start()
@@ -85,5 +86,19 @@ def test_one_request_at_a_time_runs_on_a_session() -> None:
 
 def test_order_is_kept() -> None:
     texts = sequences(30)
-    rows = Scheduler(100).submit(Counting(), texts, ["mask"])  # type: ignore[arg-type]
+    rows = Scheduler(100).submit(Counting(), texts, ["mask"], pad)  # type: ignore[arg-type]
     assert [int(row.sum()) for (row,) in rows] == [len(ids) for ids in texts]
+
+
+def test_runs_that_are_ready_wait_for_their_session_too() -> None:
+    session, scheduler = Counting(), Scheduler(8)
+    ready = pad(sequences(4))
+    work = [lambda: scheduler.submit(session, sequences(4), ["mask"], pad)] * 3  # type: ignore[arg-type]
+    work += [lambda: [(scheduler.run(session, ready, "mask"),)]] * 3  # type: ignore[arg-type]
+    threads = [threading.Thread(target=target) for target in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert session.most == 1
+    assert (scheduler.run(session, ready, "mask") == ready["attention_mask"]).all()  # type: ignore[arg-type]
