@@ -87,7 +87,8 @@ def allowed(host: str, port: int, rules: FetchRules, deadline: Deadline) -> tupl
 def _look_up(host: str, port: int, deadline: Deadline) -> list[str]:
     """Ask the resolver, which knows no time limit, in a thread that can be left behind."""
     answer: SimpleQueue[list[str]] = SimpleQueue()
-    if not _lookups.acquire(timeout=deadline.left()):
+    lookups = _lookups
+    if not lookups.acquire(timeout=deadline.left()):
         raise too_slow()
 
     def ask() -> None:
@@ -96,7 +97,7 @@ def _look_up(host: str, port: int, deadline: Deadline) -> list[str]:
         except (OSError, UnicodeError):
             answer.put([])
         finally:
-            _lookups.release()
+            lookups.release()
 
     threading.Thread(target=ask, name="image-host", daemon=True).start()
     try:
