@@ -57,15 +57,18 @@ class DecoderConfig:
             )
         if not 0 < self.rotary_base < float("inf"):
             raise BakeError(f"config.json has rope_theta {self.rotary_base}, must be a positive number")
-        if self.rotary_sections and (
-            len(self.rotary_sections) != NUM_STREAMS or 2 * sum(self.rotary_sections) != self.head_size
-        ):
-            raise BakeError(
-                f"config.json has {SECTIONS_KEY} {list(self.rotary_sections)}, must be {NUM_STREAMS} numbers "
-                f"whose sum is half of head_dim {self.head_size}"
-            )
+        if self.rotary_sections:
+            self._check_sections(self.rotary_sections)
         if not 0 < self.norm_eps < 1:
             raise BakeError(f"config.json has rms_norm_eps {self.norm_eps}, must be above 0 and below 1")
+
+    def _check_sections(self, sections: tuple[int, ...]) -> None:
+        is_whole = len(sections) == NUM_STREAMS and 2 * sum(sections) == self.head_size
+        if min(sections) < 0 or not is_whole:
+            raise BakeError(
+                f"config.json has {SECTIONS_KEY} {list(sections)}, must be {NUM_STREAMS} numbers, none below "
+                f"0, whose sum is half of head_dim {self.head_size}"
+            )
 
     @property
     def query_size(self) -> int:
@@ -148,7 +151,7 @@ def _sections(architecture: Architecture, config: Mapping[str, object]) -> tuple
         return ()
     for key in ("rope_scaling", "rope_parameters"):
         found = _mapping(config, key).get(SECTIONS_KEY)
-        if isinstance(found, list):
+        if isinstance(found, list) and found:
             return tuple(int(str(size)) for size in found)
     raise KeyError(SECTIONS_KEY)
 

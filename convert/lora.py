@@ -24,6 +24,7 @@ WORD_TABLE = "embeddings.word_embeddings"
 TABLE_A, TABLE_B = f"{WORD_TABLE}.adapter_a", f"{WORD_TABLE}.adapter_b"  # (rows, rank), (rank, size) scaled
 # Where every matrix has an update.
 ADAPTED = ("embeddings.", "encoder.", "layers.", "multi_vector_projector.")
+SHARED = "visual."  # where none may have one
 COMBINED_FOLDER = "adapters"  # one file for all tasks
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What a PEFT adapter may not ask for: each changes the formula.
@@ -106,6 +107,9 @@ def _check_complete(weights: Weights, adapter: Adapter) -> None:
     missing = [module for module in matrices if module not in adapter.updates]
     if missing:
         raise BakeError(f"adapter {adapter.task} has nothing for {', '.join(missing[:3])}")
+    shared = [module for module in adapter.updates if module.startswith(SHARED)]
+    if shared:
+        raise BakeError(f"adapter {adapter.task} has {shared[0]}, but the vision tower is one for all tasks")
 
 
 def _check_shapes(adapter: Adapter, module: str, shape: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ FILE = "preprocessor_config.json"
 BICUBIC = 3  # as Pillow numbers it
 STEPS = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
 GREY_LEVELS = 255
+STD = "image_std"
 # Where the limits are: under their own name, or as sides of a square in newer files.
 LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
@@ -27,8 +29,9 @@ def described(known: Vision, config: VisionConfig, found: Mapping[str, object], 
     sides = sides if isinstance(sides, Mapping) else {}
     limits: list[int] = []
     for name, side in LIMITS.items():
-        limit = found.get(name) or sides.get(side) or getattr(known, name)
-        if not isinstance(limit, int) or limit < 1:
+        given = (found.get(name), sides.get(side), getattr(known, name))
+        limit = next(value for value in given if value is not None)
+        if type(limit) is not int or limit < 1:
             raise BakeError(f"{FILE} has {name} {limit!r}, must be a positive integer")
         limits.append(limit)
     min_pixels, max_pixels = limits
@@ -38,7 +41,7 @@ def described(known: Vision, config: VisionConfig, found: Mapping[str, object], 
         known,
         file=file,
         mean=_channels("image_mean", found, known.mean),
-        std=_channels("image_std", found, known.std),
+        std=_channels(STD, found, known.std),
         patch_size=config.patch_size,
         temporal_patch_size=config.temporal_patch_size,
         merge_size=config.merge_size,
@@ -77,4 +80,9 @@ def _channels(
         red, green, blue = (float(value) for value in given)
     except (TypeError, ValueError) as error:
         raise BakeError(f"{FILE} has {name} {given!r}, must be {len(known)} numbers") from error
+    is_divisor = name == STD
+    if not all(math.isfinite(value) and (value > 0 or not is_divisor) for value in (red, green, blue)):
+        raise BakeError(
+            f"{FILE} has {name} {given!r}, must be {len(known)} finite numbers, no deviation below 0"
+        )
     return red, green, blue

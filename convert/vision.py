@@ -17,7 +17,7 @@ import onnx
 
 from convert.graph import Constant, Graph, node, subgraph
 from convert.prenorm import Parts
-from convert.vision_config import VisionConfig
+from convert.vision_config import NUM_CHANNELS, VisionConfig
 from convert.weights import FLOAT32, Floats, Tensor, Weights
 from service.errors import BakeError
 from service.vision import IMAGE_PATCHES, IMAGE_VECTORS, PATCH_POSITIONS, PIXEL_VALUES, WINDOW_PATCHES
@@ -88,7 +88,10 @@ def _divided(weights: Weights, config: VisionConfig) -> Weights:
                 )
     name = f"{TOWER}.patch_embed.proj.weight"
     kernel = weights[name]
-    shape = (kernel.shape[0], int(np.prod(kernel.shape[1:])))
+    patch = (NUM_CHANNELS, config.temporal_patch_size, config.patch_size, config.patch_size)
+    if kernel.shape != (size, *patch):
+        raise BakeError(f"{kernel.key} has shape {kernel.shape} instead of {(size, *patch)}")
+    shape = (size, config.patch_values)
     made[name] = Tensor(f"{kernel.key}.flat", shape, lambda: kernel.read().reshape(shape))
     return weights.updated(made)
 

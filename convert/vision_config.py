@@ -36,6 +36,11 @@ class VisionConfig:
             raise BakeError(f"config.json has a size below 1 in vision_config: {self}")
         if self.window_size < 1:
             raise BakeError("config.json has a window_size in vision_config that is smaller than a cell")
+        if any(not 0 <= index < self.num_layers for index in self.full_layers):
+            raise BakeError(
+                f"config.json has fullatt_block_indexes {list(self.full_layers)} in vision_config, "
+                f"but a depth of {self.num_layers}"
+            )
         if self.hidden_size % self.num_heads or self.head_size % 4:
             raise BakeError(
                 f"config.json has hidden_size {self.hidden_size} and num_heads {self.num_heads} in "

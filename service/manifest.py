@@ -217,7 +217,9 @@ def load(folder: Path) -> Manifest:
     missing = [name for name in needed if not getattr(manifest, name)]
     if missing:
         raise BundleError(f"{path} is incomplete ({', '.join(missing)} missing): bake it again")
-    unlisted = {TOKENIZER_FILE, *(variant.file for variant in manifest.variants)} - set(manifest.files)
+    named = {TOKENIZER_FILE, *(variant.file for variant in manifest.variants)}
+    named |= {manifest.vision.file} if manifest.vision else set()
+    unlisted = named - set(manifest.files)
     if unlisted:
         raise BundleError(f"{path} lists no size and hash of {', '.join(sorted(unlisted))}: bake it again")
     check_sizes(folder, manifest)

@@ -21,7 +21,7 @@ from service.options import EmbedOptions
 from service.vision import Vision
 
 MAX_IMAGES = 128  # of one request; each is 1.8 MB at most when it has the model's size
-FETCHES_AT_ONCE = 8  # of one request
+FETCHES_OF_REQUEST, FETCHES_AT_ONCE = 8, 32  # of one request, of all; each may hold a whole file
 URL_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 DATA_URI = re.compile(r"data:(?P<kind>[^,]*),", re.IGNORECASE)
 IMAGE_DATA_URI = re.compile(r"data:image/[^,]{1,100},", re.IGNORECASE)  # what a plain string must begin with
@@ -50,6 +50,9 @@ class ImageReader:
     rules: FetchRules
     max_pixels: int  # of an image before it is resized
     _decoding: threading.Lock = field(default_factory=threading.Lock)
+    _fetching: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(FETCHES_AT_ONCE)
+    )
 
     def read(self, inputs: Sequence[Input], manifest: Manifest, options: EmbedOptions) -> list[Item]:
         """Put pixels (height, width, 3) in the place of images; order and texts stay.
@@ -76,15 +79,22 @@ class ImageReader:
         return [pixels[index] if index in pixels else str(item) for index, item in enumerate(inputs)]
 
     def _read_all(self, sources: Mapping[int, ImageSource], vision: Vision) -> dict[int, Pixels]:
-        if not sources:
-            return {}
-        with ThreadPoolExecutor(min(FETCHES_AT_ONCE, len(sources))) as pool:
-            reads = {index: pool.submit(self._read, source, vision) for index, source in sources.items()}
+        """Read images, those behind URLs at the same time; the first of the request that fails is raised."""
+        urls = {index: source for index, source in sources.items() if _is_url(source.reference)}
+        with ThreadPoolExecutor(min(FETCHES_OF_REQUEST, max(1, len(urls)))) as pool:
+            fetches = {index: pool.submit(self._fetch, source, vision) for index, source in urls.items()}
             try:
-                return {index: read.result() for index, read in reads.items()}
+                return {
+                    index: fetches[index].result() if index in fetches else self._read(source, vision)
+                    for index, source in sources.items()
+                }
             finally:
-                for read in reads.values():
-                    read.cancel()  # after one has failed
+                for fetch in fetches.values():
+                    fetch.cancel()  # after one has failed
+
+    def _fetch(self, source: ImageSource, vision: Vision) -> Pixels:
+        with self._fetching:  # until the file is decoded: it stays in memory
+            return self._read(source, vision)
 
     def _read(self, source: ImageSource, vision: Vision) -> Pixels:
         try:
@@ -104,7 +114,7 @@ class ImageReader:
             if not given["kind"].lower().endswith(";base64"):
                 raise ImageError("a data URI must carry base64: data:image/png;base64,...")
             return self._decoded(stripped[given.end() :])
-        if URL_SCHEME.match(stripped):
+        if _is_url(stripped):
             return fetching.fetch(stripped, self.rules)
         return self._decoded(stripped)
 
@@ -133,6 +143,12 @@ def _as_text(item: Input, model: str) -> str:
         param=item.param,
         code="images_unsupported",
     )
+
+
+def _is_url(reference: str) -> bool:
+    """Tell a URL from a data URI and base64."""
+    stripped = reference.lstrip()
+    return URL_SCHEME.match(stripped) is not None and not DATA_URI.match(stripped)
 
 
 def found_in(text: str, param: str) -> Input:

@@ -22,7 +22,7 @@ PROMPT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Describe 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MIN_PIXELS, MAX_PIXELS = 3136, 602_112
 THETA, VISION_THETA = 100.0, 10_000.0  # the first is a million in reality: with few angles, columns turn none
-EPS, VISION_EPS = qwen.EPS, 1e-6
+EPS, VISION_EPS = 1e-3, 1e-6  # the first is 1e-6 in reality: two that differ cannot be exchanged
 CHANNELS = 3
 PROJECTOR = "multi_vector_projector"
 BIAS, PATCH_GAIN, IMAGE_GAIN, UPDATE = 0.4, 2.0, 0.3, 0.5  # spreads: of biases, of what layers make
@@ -71,7 +71,7 @@ class Sizes:
         """What is said of the text layers."""
         content = self.text.config | {
             "model_type": "qwen2_5_vl_text", "image_token_id": None, "video_token_id": None,
-            "rope_theta": THETA,
+            "rms_norm_eps": EPS, "rope_theta": THETA,
             "rope_scaling": {
                 "mrope_section": [*self.sections], "rope_type": "default", "type": "default",
             },

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from service import config
-from tests import xlmr
+from tests import qwen_vl, xlmr
 from tests.conftest import MODEL, Live
 from tests.processes import PROJECT
 
@@ -25,12 +25,14 @@ def test_the_curl_examples_answer(
 ) -> None:
     models = Path(shutil.copytree(real_models, tmp_path / "models"))
     xlmr.bake_tiny(models, xlmr.V3, xlmr.write_jina_v3(tmp_path / "v3"), ("retrieval.passage",))
+    xlmr.bake_tiny(models, qwen_vl.JINA_V4, qwen_vl.write_jina_v4(tmp_path / "v4"), ("retrieval",))
     xlmr.bake_tiny(models, xlmr.BGE_RERANKER, xlmr.write_bge_reranker(tmp_path / "reranker"))
     commands = [block for block in BLOCKS if block.startswith("curl http://localhost:8080/v1")]
     with serve(models) as live:
-        plain, late, ranked = (json.loads(run(command, live)) for command in commands)
+        plain, image, late, ranked = (json.loads(run(command, live)) for command in commands)
     assert plain["model"] == MODEL
     assert [len(item["embedding"]) for item in plain["data"]] == [384, 384]
+    assert [len(item["embedding"]) for item in image["data"]] == [qwen_vl.SIZES.text.hidden] * 2
     assert len(late["data"]) == 2
     assert [len(ranked["results"]), ranked["results"][0].keys()] == [
         1, {"index", "relevance_score", "document"},

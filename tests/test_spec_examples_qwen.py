@@ -28,7 +28,7 @@ from tests.spec import NEAR, PATH, Serve, Service, assert_unit, command, items, 
 CODE, LARGER_CODE = "jina-code-embeddings-0.5b", "jina-code-embeddings-1.5b"
 QWEN3, QWEN3_RERANKER = "qwen3-embedding-0.6b", "qwen3-reranker-0.6b"
 JINA_RERANKER, BGE_RERANKER = "jina-reranker-v3", "bge-reranker-v2-m3"
-V3, BGE_M3 = "jina-embeddings-v3", "bge-m3"
+V3, V4, BGE_M3 = "jina-embeddings-v3", "jina-embeddings-v4", "bge-m3"
 FULL_SIZE = 1024  # of qwen3's answers, where a checkpoint has as much
 JQ = """#!{python}
 import json, sys
@@ -55,13 +55,19 @@ LARGER = {  # the checkpoint that stands for a model
 def models(
     golden_models: Path,
     golden_qwen_models: Path,
+    golden_v4_models: Path,
     golden_qwen_checkpoints: Path,
     tiny_models: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A models folder with a bundle of every model; small checkpoints stand for the larger ones too."""
     folder = tmp_path_factory.mktemp("examples_qwen")
-    for bundle in (*golden_models.iterdir(), *golden_qwen_models.iterdir(), *tiny_models.iterdir()):
+    for bundle in (
+        *golden_models.iterdir(),
+        *golden_qwen_models.iterdir(),
+        *golden_v4_models.iterdir(),
+        *tiny_models.iterdir(),
+    ):
         if not bundle.name.startswith("."):
             (folder / bundle.name).symlink_to(bundle, target_is_directory=True)
     for larger, smaller in LARGER.items():
@@ -262,6 +268,7 @@ def test_usage_of_the_jina_reranker(service: Service, examples: dict[str, str], 
 
 LISTED: dict[str, tuple[str, str, int]] = {  # type, owner, most tokens
     V3: ("embedding", "jinaai", 8192),
+    V4: ("embedding", "jinaai", 8192),
     BGE_M3: ("embedding", "BAAI", 8192),
     BGE_RERANKER: ("reranker", "BAAI", 8192),
     CODE: ("embedding", "jinaai", 32768),
@@ -281,14 +288,14 @@ def test_example_23_lists_the_models(service: Service, examples: dict[str, str],
     found = {name: (entry["type"], entry["owned_by"], entry["max_tokens"]) for name, entry in entries.items()}
     assert found == LISTED and set(LISTED) == set(RECIPES)
     for name, entry in entries.items():
-        assert entry["supports_multimodal"] is False
+        assert entry["supports_multimodal"] is (name == V4)
         if entry["type"] == "reranker":
             assert (entry["dimensions"], entry["tasks"]) == (None, None)
         else:
             size = size_of(models, name)
             is_qwen3 = name.startswith("qwen3-embedding-")
             assert entry["dimensions"] == (min(size, FULL_SIZE) if is_qwen3 else size)
-            assert set(entry["tasks"] or ()) == set(RECIPES[name].manifest.task_names)
+            assert set(entry["tasks"] or ()) == set(RECIPES[name].manifest.task_variants)
 
 
 # --- the test script --------------------------------------------------------------------------------------

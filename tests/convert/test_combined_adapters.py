@@ -247,7 +247,6 @@ def test_a_broken_adapter_of_another_task_does_not_matter(source: Path, copy: Pa
     assert np.array_equal(one, other)
 
 
-@pytest.mark.xfail(reason="it is merged into weights that no graph reads")
 def test_an_adapter_of_the_tower_is_refused(copy: Path) -> None:
     """The tower is one for all tasks: an update of it would be dropped without a word."""
     tensors, module = adapters_of(copy), "base_model.model.model.visual.blocks.0.attn.proj"

@@ -194,7 +194,6 @@ def test_a_bundle_without_its_tower_is_refused(measured: Path, tmp_path: Path) -
         contract.load(folder)
 
 
-@pytest.mark.xfail(reason="manifest.load asks only for the graphs of variants")
 def test_a_manifest_that_does_not_list_its_tower_is_refused(measured: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(measured, tmp_path / JINA_V4))
     manifest = contract.load(folder)

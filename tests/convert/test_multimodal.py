@@ -31,7 +31,7 @@ CELLS = [(1, 1), (3, 5), (5, 3), (1, 9), (9, 1), (4, 4)]
 LENGTHS = [(1,), (2, 1), (31, 33, 32), (7, 300, 64), (9, 9, 9)]
 TEXT_MISTAKES: list[dict[str, Any]] = [
     {"theta": 1_000_000.0},
-    {"eps": 1e-5},
+    {"eps": 1e-6},
     {"is_causal": False},
     *({"without": (f"{part}_proj",)} for part in "qkv"),
 ]

@@ -253,7 +253,6 @@ def test_sections_that_do_not_share_the_angles_are_refused(sections: list[int]) 
         decoder_config.read(VL, text() | {"rope_scaling": {"mrope_section": sections}})
 
 
-@pytest.mark.xfail(reason="no section is one stream of positions; a negative one fails in numpy")
 @pytest.mark.parametrize("sections", [[], [-2, 5, 5], [9, 0, -1]], ids=str)
 def test_missing_and_negative_sections_are_refused(sections: list[int]) -> None:
     with pytest.raises(BakeError, match="mrope_section"):
@@ -332,3 +331,11 @@ def test_another_text_model_is_not_read_as_one_that_takes_images(tmp_path: Path)
     shutil.rmtree(folder / "1_Pooling")
     with pytest.raises(BakeError, match="model_type 'qwen2': this recipe reads only qwen2_5_vl"):
         build.build(RECIPES[JINA_V4], Checkpoint(folder), ("none",))
+
+
+@pytest.mark.parametrize("indexes", [[3], [0, 7], [-1]], ids=str)
+def test_full_blocks_that_do_not_exist_are_refused(indexes: list[int]) -> None:
+    config = qwen_vl.SIZES.config
+    tower = {**qwen_vl.SIZES.vision_config, "fullatt_block_indexes": indexes}
+    with pytest.raises(BakeError, match="fullatt_block_indexes"):
+        vision_config.read({**config, "vision_config": tower})
