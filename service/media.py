@@ -45,11 +45,13 @@ Item = str | Pixels  # of a model
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Fetches and decodes the images of requests, decoding one at a time: that takes memory."""
+    """Fetches and decodes the images of requests."""
 
     rules: FetchRules
     max_pixels: int  # of an image before it is resized
-    _decoding: threading.Lock = field(default_factory=threading.Lock)
+    # One at a time, and always in the same thread: each thread has a heap of its own, which would keep what
+    # the decoding of a large image took.
+    _decoder: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "image-decoder"))
     _fetching: threading.BoundedSemaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(FETCHES_AT_ONCE)
     )
@@ -99,8 +101,7 @@ class ImageReader:
     def _read(self, source: ImageSource, vision: Vision) -> Pixels:
         try:
             content = self._content(source.reference)
-            with self._decoding:
-                return images.resized(images.decode(content, self.max_pixels), vision)
+            return self._decoder.submit(_decoded, content, self.max_pixels, vision).result()
         except ImageError as error:
             raise InvalidRequest(
                 f"{source.param}: {error.message}.", param=source.param, code=error.code
@@ -113,12 +114,12 @@ class ImageReader:
         if given:
             if not given["kind"].lower().endswith(";base64"):
                 raise ImageError("a data URI must carry base64: data:image/png;base64,...")
-            return self._decoded(stripped[given.end() :])
+            return self._from_base64(stripped[given.end() :])
         if _is_url(stripped):
             return fetching.fetch(stripped, self.rules)
-        return self._decoded(stripped)
+        return self._from_base64(stripped)
 
-    def _decoded(self, encoded: str) -> bytes:
+    def _from_base64(self, encoded: str) -> bytes:
         limit = self.rules.max_bytes
         if len(encoded) > (limit // BYTES_OF_GROUP + 1) * BASE64_GROUP * 2:  # twice: room for line ends
             raise _too_many_bytes(limit)
@@ -130,6 +131,10 @@ class ImageReader:
         if len(content) > limit:
             raise _too_many_bytes(limit)
         return content
+
+
+def _decoded(content: bytes, max_pixels: int, vision: Vision) -> Pixels:
+    return images.resized(images.decode(content, max_pixels), vision)
 
 
 def _as_text(item: Input, model: str) -> str:
