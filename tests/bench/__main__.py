@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tests.bench import (
     single,
     texts,
     torch_process,
+    vision,
 )
 from tests.bench.errors import BenchError
 from tests.bench.full_size import Layout, Plan
@@ -159,23 +160,32 @@ def _measure_listwise(chosen: argparse.Namespace) -> None:
     full_size.measure(plan, layout, partial(listwise.of_counts, chosen.documents, found))
 
 
-def _measure_bake_8b(chosen: argparse.Namespace) -> None:
-    precisions = options.precisions(Part.BAKE_8B, chosen)
+def _measure_vision(chosen: argparse.Namespace) -> None:
+    torch = torch_process.interpreter(chosen.torch_python)
+    plan = _plan(Part.VISION, vision.model(), chosen, chosen.qwen_tokenizer, torch)
+    vision.measure(replace(plan, tasks=(vision.TASK,)), options.command(Part.VISION, chosen))
+
+
+def _measure_bake(part: Part, deep: bake_layers.Deep, chosen: argparse.Namespace) -> None:
+    precisions = options.precisions(part, chosen)
     found: list[bake_layers.Figures] = []
     with models.work_folder(chosen.work_dir) as work:
         try:
             for num_layers in chosen.layers:
-                found.append(bake_layers.measure(num_layers, precisions, chosen.qwen_tokenizer, Path(work)))
+                figures = bake_layers.measure(deep, num_layers, precisions, chosen.qwen_tokenizer, Path(work))
+                found.append(figures)
         finally:
             if found:
-                _print_lines(bake_layers.table(found, precisions, options.command(Part.BAKE_8B, chosen)))
+                _print_lines(bake_layers.table(deep, found, precisions, options.command(part, chosen)))
 
 
-FULL_SIZE = {
+FULL_SIZE: dict[Part, Callable[[argparse.Namespace], None]] = {
     Part.ENCODERS: _measure_encoders,
     Part.DECODERS: _measure_decoders,
     Part.LISTWISE: _measure_listwise,
-    Part.BAKE_8B: _measure_bake_8b,
+    Part.VISION: _measure_vision,
+    Part.BAKE_8B: partial(_measure_bake, Part.BAKE_8B, bake_layers.QWEN3_8B_BAKE),
+    Part.BAKE_V4: partial(_measure_bake, Part.BAKE_V4, bake_layers.JINA_V4_BAKE),
 }
 
 

@@ -6,6 +6,7 @@ import http.client
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -25,6 +26,11 @@ class Request:
 
 def send(service: Service, request: Request) -> float:
     """Return the seconds of one request. Raises BenchError on another answer or count of tokens."""
+    return exchange(service, request)[0]
+
+
+def exchange(service: Service, request: Request) -> tuple[float, dict[str, Any]]:
+    """Return the seconds of one request and its answer. Raises BenchError as `send`."""
     # A connection of its own, open before the clock starts: the service closes those that idle for long.
     with closing(service.connect()) as connection:
         begin = time.perf_counter()
@@ -35,7 +41,8 @@ def send(service: Service, request: Request) -> float:
     if response.status != http.client.OK:
         shown = received.decode(errors="replace")[:MAX_SHOWN]
         raise BenchError(f"POST {request.route} answered {response.status}: {shown}")
-    num_tokens = orjson.loads(received)["usage"]["total_tokens"]
+    answer: dict[str, Any] = orjson.loads(received)
+    num_tokens = answer["usage"]["total_tokens"]
     if num_tokens != request.num_billed:
         raise BenchError(f"the service counted {num_tokens} tokens instead of {request.num_billed}")
-    return seconds
+    return seconds, answer

@@ -50,7 +50,7 @@ def write_qwen3_embedding_06b(
     """Write Qwen/Qwen3-Embedding-0.6B: names without a prefix; 1.19 GB."""
     own = {"architectures": ["Qwen3ForCausalLM"], "eos_token_id": 151643, "max_position_embeddings": 32_768}
     documents = {
-        "config.json": _config(QWEN3_06B, num_layers) | own,
+        "config.json": config(QWEN3_06B, num_layers) | own,
         **_pooling_file(QWEN3_06B),
         **_tokenizer_files(_embedding_tokenizer(tokenizer)),
     }
@@ -66,7 +66,7 @@ def write_qwen3_embedding_8b(
     files, index = checkpoint_files.sharded(weights, NUM_SHARDS_8B)
     own = {"architectures": ["Qwen3ForCausalLM"], "tie_word_embeddings": False}
     documents = {
-        "config.json": _config(QWEN3_8B, num_layers) | own,
+        "config.json": config(QWEN3_8B, num_layers) | own,
         **_pooling_file(QWEN3_8B),
         **_tokenizer_files(_embedding_tokenizer(tokenizer)),
     }
@@ -84,7 +84,7 @@ def write_jina_reranker(
     }
     published = _read_tokenizer(tokenizer)
     published["added_tokens"] += _read_json(tokenizer / RERANKER_TOKENS)
-    documents = {"config.json": _config(JINA_RERANKER, num_layers) | own, **_tokenizer_files(published)}
+    documents = {"config.json": config(JINA_RERANKER, num_layers) | own, **_tokenizer_files(published)}
     shapes = decoder_shapes(JINA_RERANKER, num_layers, "model.")
     shapes["projector.0.weight"] = PROJECTED, JINA_RERANKER.hidden
     shapes["projector.2.weight"] = PROJECTED, PROJECTED
@@ -96,12 +96,10 @@ def write_jina_code_05b(
 ) -> None:
     """Write jinaai/jina-code-embeddings-0.5b; 0.99 GB."""
     own = {"architectures": ["Qwen2ForCausalLM"], "eos_token_id": 151643, "max_position_embeddings": 32_768}
-    published = _read_tokenizer(tokenizer)
-    kept = [token for token in published["added_tokens"] if token["id"] <= QWEN25_LAST_TOKEN]
     documents = {
-        "config.json": _config(JINA_CODE_05B, num_layers) | own,
+        "config.json": config(JINA_CODE_05B, num_layers) | own,
         **_pooling_file(JINA_CODE_05B),
-        **_tokenizer_files(published | {"added_tokens": kept}),
+        **qwen25_tokenizer_files(tokenizer),
     }
     weights = Weights(decoder_shapes(JINA_CODE_05B, num_layers, "model."), BFLOAT16)
     checkpoint_files.write(folder, {SAFETENSORS_FILE: weights}, documents)
@@ -128,8 +126,9 @@ def decoder_shapes(decoder: Decoder, num_layers: int, prefix: str = "") -> Shape
     return shapes | {f"{prefix}norm.weight": hidden}
 
 
-def _config(decoder: Decoder, num_layers: int) -> dict[str, Any]:
-    config: dict[str, Any] = {
+def config(decoder: Decoder, num_layers: int) -> dict[str, Any]:
+    """Return what config.json says of a decoder."""
+    made: dict[str, Any] = {
         "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "hidden_act": "silu",
         "hidden_size": decoder.hidden, "initializer_range": 0.02,
         "intermediate_size": decoder.feed_forward, "max_position_embeddings": 40_960,
@@ -141,13 +140,20 @@ def _config(decoder: Decoder, num_layers: int) -> dict[str, Any]:
         "use_sliding_window": False, "vocab_size": decoder.rows,
     }  # fmt: skip
     if decoder.model_type == "qwen3":
-        config |= {"attention_bias": False, "head_dim": decoder.head_dim}
-    return config
+        made |= {"attention_bias": False, "head_dim": decoder.head_dim}
+    return made
 
 
 def _pooling_file(decoder: Decoder) -> Documents:
     pooling = {"word_embedding_dimension": decoder.hidden, "pooling_mode_lasttoken": True}
     return {"1_Pooling/config.json": pooling}
+
+
+def qwen25_tokenizer_files(folder: Path) -> Documents:
+    """Return the tokenizer's files without what Qwen3 has added."""
+    published = _read_tokenizer(folder)
+    kept = [token for token in published["added_tokens"] if token["id"] <= QWEN25_LAST_TOKEN]
+    return _tokenizer_files(published | {"added_tokens": kept})
 
 
 def _embedding_tokenizer(folder: Path) -> dict[str, Any]:

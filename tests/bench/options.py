@@ -35,7 +35,9 @@ class Part(StrEnum):
     ENCODERS = "encoders"
     DECODERS = "decoders"
     LISTWISE = "listwise"
+    VISION = "vision"
     BAKE_8B = "bake-8b"
+    BAKE_V4 = "bake-v4"
 
 
 SMALL_PARTS = (Part.RETRIEVAL, Part.BULK, Part.SINGLE)
@@ -43,7 +45,8 @@ SPEED_PRECISIONS = (Precision.FP32, Precision.INT8)
 PRECISIONS = {  # where none is asked for
     **dict.fromkeys(SMALL_PARTS, tuple(Precision)),
     **dict.fromkeys((Part.ENCODERS, Part.DECODERS, Part.LISTWISE), SPEED_PRECISIONS),
-    Part.BAKE_8B: (Precision.INT8_BLOCK,),
+    Part.VISION: (Precision.FP32,),
+    **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), (Precision.INT8_BLOCK,)),
 }
 SIZES = {Part.ENCODERS: "1x32,8x128,1x2048,1x8000", Part.DECODERS: "1x32,8x128,1x2048,1x8192"}
 # What a part's command says, and what it says only where it is not the default: places.
@@ -54,14 +57,16 @@ SAID = {
     Part.ENCODERS: ("encoder_models", "sizes", "runs", "tasks"),
     Part.DECODERS: ("decoder_models", "sizes", "runs"),
     Part.LISTWISE: ("documents", "runs"),
-    Part.BAKE_8B: ("layers",),
+    Part.VISION: ("runs",),
+    **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("layers",)),
 }
 PLACES = {
     **dict.fromkeys(SMALL_PARTS, ("models_dir", "xquad")),
     Part.ENCODERS: ("xlmr_tokenizer", "work_dir"),
     Part.DECODERS: ("qwen_tokenizer", "torch_python", "work_dir"),
     Part.LISTWISE: ("xquad", "qwen_tokenizer", "torch_python", "work_dir"),
-    Part.BAKE_8B: ("qwen_tokenizer", "work_dir"),
+    Part.VISION: ("qwen_tokenizer", "torch_python", "work_dir"),
+    **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("qwen_tokenizer", "work_dir")),
 }
 
 
@@ -74,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--only", type=_several(Part), default=SMALL_PARTS, metavar=",".join(Part))
-    defaults = f"{','.join(SPEED_PRECISIONS)}; bake-8b: {Precision.INT8_BLOCK}; {MODEL}: all"
-    add("--precision", type=_several(Precision), metavar=",".join(Precision), help=defaults)
+    defaults = f"{','.join(SPEED_PRECISIONS)}; vision: {Precision.FP32}; bakes: {Precision.INT8_BLOCK}; "
+    add("--precision", type=_several(Precision), metavar=",".join(Precision), help=f"{defaults}{MODEL}: all")
     add("--models-dir", type=Path, default=DEFAULT_MODELS_DIR, help="where bundles are (%(default)s)")
     add("--xquad", type=Path, default=DEFAULT_XQUAD, help="the retrieval set (%(default)s)")
     add("--runs", type=_positive(int), default=DEFAULT_RUNS, help="of all but single (%(default)s)")
@@ -92,7 +97,7 @@ def _add_full_size(group: argparse._ArgumentGroup) -> None:
     add("--sizes", type=_sizes, help=f"texts x tokens of the requests ({sizes})")
     add("--tasks", type=_words, default=DEFAULT_TASKS, help="of jina-embeddings-v3; measured is the first")
     add("--documents", type=_numbers, default=DEFAULT_DOCUMENTS, help="of listwise requests (%(default)s)")
-    add("--layers", type=_numbers, default=DEFAULT_LAYERS, help="of the bakes of bake-8b (%(default)s)")
+    add("--layers", type=_numbers, default=DEFAULT_LAYERS, help="of the bakes (%(default)s)")
     add(
         "--torch-python", type=Path, help="interpreter with torch and transformers (this one, if it has them)"
     )

@@ -1,4 +1,4 @@
-"""The process in which torch runs a decoder: its interpreter, its questions, its end. Knows no service.
+"""The process in which torch runs a model: its interpreter, its questions, its end. Knows no service.
 
 It stays open beside the service, idle while the service runs, so that both can be timed in turns.
 """
@@ -19,7 +19,8 @@ from typing import IO, Any
 from tests.bench.errors import BenchError
 from tests.processes import PROJECT
 
-MODULE, PACKAGES = "tests.bench.torch_decoder", ("torch", "transformers")
+DECODER_MODULE, VISION_MODULE = "tests.bench.torch_decoder", "tests.bench.torch_vision"
+PACKAGES = ("torch", "transformers")
 MAX_TOKENS = 8192  # of a request: beyond it torch takes minutes and gigabytes
 STOP_SECONDS = 30
 
@@ -34,14 +35,18 @@ class TorchProcess:
         self.description = f"{versions}, fp32, sdpa, {num_threads} threads"
 
     def seconds(self, num_rows: int, num_tokens: int) -> float:
-        """Return the seconds of one forward. Raises BenchError where the process has ended."""
+        """Return the seconds of one forward of a decoder. Raises BenchError where the process has ended."""
+        return float(self.ask({"rows": num_rows, "tokens": num_tokens})["seconds"])
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a question of the module's. Raises BenchError where the process has ended."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"rows": num_rows, "tokens": num_tokens}) + "\n")
+            self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
         except OSError as error:
             raise self._ended() from error
-        return float(self._read()["seconds"])
+        return self._read()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -80,10 +85,12 @@ def interpreter(wanted: Path | None) -> Path | None:
 
 
 @contextmanager
-def opened(python: Path, checkpoint: Path, num_threads: int) -> Iterator[TorchProcess]:
+def opened(
+    python: Path, checkpoint: Path, num_threads: int, module: str = DECODER_MODULE
+) -> Iterator[TorchProcess]:
     """Hold a checkpoint open in torch until the block ends."""
     print(f"{checkpoint.name}: loading it in torch", file=sys.stderr)
-    command = [str(python), "-m", MODULE, str(checkpoint), str(num_threads)]
+    command = [str(python), "-m", module, str(checkpoint), str(num_threads)]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,

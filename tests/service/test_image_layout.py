@@ -75,7 +75,7 @@ def test_inputs_of_the_tower(grids: list[tuple[int, int]]) -> None:
     cells = numbers.reshape(-1, 4)[:, 0] // 4
     assert cells[rows].tolist() == list(range(begins[-1] // 4))
     for name in (WINDOW_PATCHES, IMAGE_PATCHES):
-        places = inputs[name]
+        places = np.asarray(inputs[name], dtype=np.int64)
         assert places[places >= 0].tolist() == list(range(begins[-1])), f"{name}: each once, in order"
         assert (np.diff((places >= 0).astype(int), axis=1) <= 0).all(), f"{name}: padded on the right"
         assert (places >= 0).any(axis=1).all()
@@ -134,7 +134,7 @@ def test_texts_and_images_in_one_run() -> None:
 def test_texts_alone_have_no_image_vectors() -> None:
     inputs = stack([np.array([1, 2]), np.array([3])], HIDDEN)
     assert inputs[IMAGE_VECTORS].shape == (0, HIDDEN)
-    assert (inputs[IMAGE_VECTORS].dtype, inputs[IMAGE_PLACES].dtype) == (np.float32, np.int64)
+    assert [str(inputs[name].dtype) for name in (IMAGE_VECTORS, IMAGE_PLACES)] == ["float32", "int64"]
     assert (inputs[POOLING_MASK] == inputs["attention_mask"]).all()
 
 
