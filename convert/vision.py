@@ -163,18 +163,12 @@ def _padded(
 ) -> onnx.GraphProto:
     """Lay patches out by their places, attend under a mask, and take back what is at patches."""
     prefix = f"{name}.padded"
-    rows = [f"{prefix}.{part}" for part in PROJECTIONS]
+    rows, seen = [f"{prefix}.{part}" for part in PROJECTIONS], f"{prefix}.seen"
     nodes = [
         node("Gather", row, [value, layout.places], [row]) for row, value in zip(rows, arguments, strict=True)
     ]
-    flat = graph.value("flat.hidden", [-1, config.hidden_size])
-    heads = {"num_heads": config.num_heads}
-    context, seen = f"{prefix}.context", f"{prefix}.seen"
-    nodes += [
-        node("MultiHeadAttention", context, [*rows, "", layout.mask], [context], heads),
-        node("Reshape", seen, [context, flat], [seen]),
-        node("Compress", prefix, [seen, layout.is_patch], [prefix], {"axis": 0}),
-    ]
+    nodes += _seen(graph, config, [*rows, "", layout.mask], seen)
+    nodes += [node("Compress", prefix, [seen, layout.is_patch], [prefix], {"axis": 0})]
     return subgraph(prefix, nodes)
 
 
@@ -187,14 +181,17 @@ def _unpadded(
     nodes = [
         node("Reshape", row, [value, layout.shape], [row]) for row, value in zip(rows, arguments, strict=True)
     ]
-    flat = graph.value("flat.hidden", [-1, config.hidden_size])
+    return subgraph(prefix, nodes + _seen(graph, config, rows, prefix))
+
+
+def _seen(graph: Graph, config: VisionConfig, inputs: Sequence[str], result: str) -> list[onnx.NodeProto]:
+    """Make the nodes that attend in rows (rows, longest, hidden) and make the result flat again."""
+    context, flat = f"{result}.context", graph.value("flat.hidden", [-1, config.hidden_size])
     heads = {"num_heads": config.num_heads}
-    context = f"{prefix}.context"
-    nodes += [
-        node("MultiHeadAttention", context, rows, [context], heads),
-        node("Reshape", prefix, [context, flat], [prefix]),
+    return [
+        node("MultiHeadAttention", context, inputs, [context], heads),
+        node("Reshape", result, [context, flat], [result]),
     ]
-    return subgraph(prefix, nodes)
 
 
 def _merger(parts: Parts, config: VisionConfig, normed: str) -> None:
