@@ -17,9 +17,19 @@ from queue import Empty, SimpleQueue
 from service.errors import ImageError
 
 GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")  # outside it nothing is public
-# Public by their own numbers, but they lead to whatever IPv4 address is within them, or to nobody.
-TRANSLATED = tuple(map(ipaddress.ip_network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+# Public by their own numbers, but they lead to whatever IPv4 address is within them, to nobody, or inside:
+# clouds serve themselves at 192.0.0.192 and 168.63.129.16. NOTE: `is_global` differs between Python versions.
+SPECIAL = tuple(
+    ipaddress.ip_network(word)
+    for word in (
+        *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),
+        *("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"),
+    )
+)
+MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # of IPv4
 MAX_LOOKUPS = 32  # at once; one that hangs holds its thread until the system's resolver gives up
+
+NUMBER = re.compile(r"(^|\.)(\d+|0x[\da-f]*)\.?$", re.IGNORECASE)  # the last label of 127.1 and 0x7f000001
 
 NOT_ALLOWED = (
     "the host of this URL is not allowed or does not exist; IMAGE_ALLOW_HOSTS admits hosts of the inside"
@@ -60,12 +70,28 @@ def parse_allowed(words: Sequence[str]) -> tuple[frozenset[str], tuple[Network, 
     names, networks = set(), []
     for word in words:
         try:
-            networks.append(ipaddress.ip_network(word.strip("[]")))
-        except ValueError as error:
-            if not re.fullmatch(r"(?!-)[\w-]+(\.[\w-]+)*\.?", word) or re.fullmatch(r"[\d.]+", word):
+            networks.append(_network(word))
+        except ValueError:
+            try:
+                names.add(_name(word))
+            except ValueError as error:  # UnicodeError among them
                 raise ValueError(f"{word!r} is neither a host name nor an address nor a network") from error
-            names.add(ascii_host(word))
     return frozenset(names), tuple(networks)
+
+
+def _network(word: str) -> Network:
+    """Read a network, or an address. Addresses of IPv4 are compared as such: so are networks of them."""
+    network = ipaddress.ip_network(word.strip("[]").partition("%")[0])
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(MAPPED):
+        return ipaddress.IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
+    return network
+
+
+def _name(word: str) -> str:
+    """Read a host name. Raises ValueError, also for what the resolver would take for an address."""
+    if not re.fullmatch(r"(?!-)[\w-]+(\.[\w-]+)*\.?", word) or NUMBER.search(word):
+        raise ValueError(word)
+    return ascii_host(word)
 
 
 def ascii_host(host: str) -> str:
@@ -86,7 +112,7 @@ def allowed(host: str, port: int, rules: FetchRules, deadline: Deadline) -> tupl
 
 def _look_up(host: str, port: int, deadline: Deadline) -> list[str]:
     """Ask the resolver, which knows no time limit, in a thread that can be left behind."""
-    answer: SimpleQueue[list[str]] = SimpleQueue()
+    answer: SimpleQueue[list[str] | Exception] = SimpleQueue()
     lookups = _lookups
     if not lookups.acquire(timeout=deadline.left()):
         raise too_slow()
@@ -96,14 +122,23 @@ def _look_up(host: str, port: int, deadline: Deadline) -> list[str]:
             answer.put(_resolve(host, port))
         except (OSError, UnicodeError):
             answer.put([])
+        except Exception as error:  # noqa: BLE001  raised where the answer is waited for
+            answer.put(error)
         finally:
             lookups.release()
 
-    threading.Thread(target=ask, name="image-host", daemon=True).start()
     try:
-        return answer.get(timeout=deadline.left())
+        threading.Thread(target=ask, name="image-host", daemon=True).start()
+    except RuntimeError:  # the system gives no thread: nobody would release
+        lookups.release()
+        raise
+    try:
+        found = answer.get(timeout=deadline.left())
     except Empty:
         raise too_slow() from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _resolve(host: str, port: int) -> list[str]:
@@ -121,9 +156,9 @@ def _is_allowed(written: str, rules: FetchRules) -> bool:
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     if any((mapped or address) in network for network in rules.allowed_networks):
         return True
-    if isinstance(address, ipaddress.IPv6Address) and (
-        address not in GLOBAL_IPV6 or any(address in network for network in TRANSLATED)
-    ):
+    if any(address in network for network in SPECIAL):
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address not in GLOBAL_IPV6:
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 

@@ -7,13 +7,9 @@ request like the first. Source of the rules: OWASP, Server-Side Request Forgery 
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
 import ssl
-import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -32,10 +28,13 @@ REDIRECTS = (301, 302, 303, 307, 308)
 FOUND = 200
 KEPT_CHARACTERS = "%/:;?@&=+$,!~*'()[]"  # of paths and queries; the others are escaped
 FORBIDDEN_CHARACTERS = re.compile(r"[\x00-\x20\x7f\\]")
-HEADERS: Mapping[bytes | str, bytes | str] = {
-    "Accept": "image/*",
-    "Accept-Encoding": "identity",
-    "User-Agent": "jina-onnx-server",
+BRACKETED_HOST = re.compile(
+    r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?"
+)  # no more: urlsplit lets a name follow the bracket
+HEADERS = {
+    b"Accept": b"image/*",
+    b"Accept-Encoding": b"identity",
+    b"User-Agent": b"jina-onnx-server",
 }
 
 
@@ -69,18 +68,16 @@ class TimedStream:
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> TimedStream:
-        """Begin TLS, with the certificate of the URL's own name. It waits for the other side several times.
+        """Begin TLS, with the certificate of the URL's own name; Python's timeout is that of all of it.
 
-        A socket's timeout holds for each of them: at the deadline the connection is cut.
+        NOTE: the pool sets the protocols of its context before each connection, while SSL_new in another
+        thread may read them. So it has its own context, which trusts nobody; the shared one is used here.
         """
-        sock: socket.socket = self.inner.get_extra_info("socket")
-        timer = threading.Timer(self.deadline.left(), _cut, [sock])
-        timer.daemon = True
-        timer.start()
         try:
-            inner = self.inner.start_tls(ssl_context, server_hostname, self.deadline.left())
-        finally:
-            timer.cancel()
+            inner = self.inner.start_tls(_tls(), server_hostname, self.deadline.left())
+        except BaseException:  # the pool has no connection yet that it would close
+            self.inner.close()
+            raise
         return TimedStream(inner, self.deadline)
 
     def get_extra_info(self, info: str) -> Any:
@@ -136,13 +133,14 @@ def fetch(url: str, rules: FetchRules) -> bytes:
 def _ask(target: Target, rules: FetchRules, deadline: Deadline) -> bytes | str:
     """Send one request; return the file, or where it is said to be."""
     backend: Any = CheckedBackend(target.addresses, deadline)
+    untrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # see TimedStream.start_tls
     with (
-        httpcore2.ConnectionPool(ssl_context=_tls(), network_backend=backend, http2=False) as pool,
-        pool.stream("GET", target.url, headers=HEADERS) as response,
+        httpcore2.ConnectionPool(ssl_context=untrusting, network_backend=backend, http2=False) as pool,
+        pool.stream("GET", target.url, headers=_headers(target.url)) as response,
     ):
         headers = {name.lower(): value for name, value in response.headers}
         if response.status in REDIRECTS and b"location" in headers:
-            return headers[b"location"].decode("latin-1")
+            return _location(headers[b"location"])
         if response.status != FOUND:
             raise failed(f"its server answered with status {response.status}")
         if int(headers.get(b"content-length", b"0")) > rules.max_bytes:
@@ -167,7 +165,7 @@ def _target(url: str, rules: FetchRules, deadline: Deadline) -> Target:
         raise _invalid("is malformed") from error
     if scheme not in SCHEMES:
         raise _invalid("is neither http nor https")
-    if not host or port == 0:
+    if not host or port == 0 or ("[" in parts.netloc and not BRACKETED_HOST.fullmatch(parts.netloc)):
         raise _invalid("is malformed")
     if parts.username is not None or parts.password is not None:
         raise _invalid("has a user name or a password, which are not sent")
@@ -179,12 +177,28 @@ def _target(url: str, rules: FetchRules, deadline: Deadline) -> Target:
 
 @cache
 def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
-def _cut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it is closed already
-        sock.shutdown(socket.SHUT_RDWR)
+def _headers(url: httpcore2.URL) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a request. Host is among them: the client leaves out the brackets of IPv6."""
+    host = b"[%b]" % url.host if b":" in url.host else url.host
+    if url.port not in (None, SCHEMES[url.scheme.decode()]):
+        host += b":%d" % url.port
+    return [(b"Host", host), *HEADERS.items()]
+
+
+def _location(header: bytes) -> str:
+    """Read where a redirect leads. Raises ImageError: urljoin would drop characters that no URL has."""
+    try:
+        location = header.decode()
+    except UnicodeDecodeError as error:
+        raise _invalid("is malformed") from error
+    if FORBIDDEN_CHARACTERS.search(location):
+        raise _invalid("is malformed")
+    return location
 
 
 def _invalid(reason: str) -> ImageError:

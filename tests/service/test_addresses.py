@@ -19,6 +19,7 @@ REFUSED = (
     "239.255.255.255", "240.0.0.1", "255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
     "::ffff:8.8.8.8", "::127.0.0.1", "::8.8.8.8", "64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::1",
     "100::1", "2001::1", "2001:db8::1", "2002:7f00:1::", "2002:808:808::1", "3fff::1", "fc00::1", "fd12::1",
+    "192.0.0.192", "192.88.99.1", "168.63.129.16",
     "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "4000::1", "not an address",
 )  # fmt: skip
 PUBLIC = ("8.8.8.8", "1.1.1.1", "93.184.216.34", "100.63.255.255", "100.128.0.1", "172.32.0.1", "192.169.0.1",
@@ -76,6 +77,8 @@ def test_a_name_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("10.2.2.3", "10.1.0.0/16", False),
         ("::ffff:10.1.2.3", "10.1.0.0/16", True),
         ("10.1.2.3", "10.1.2.3", True),
+        ("10.1.2.3", "::ffff:10.1.0.0/112", True),
+        ("::ffff:10.1.2.3", "::ffff:10.1.2.3", True),
         ("fd00::5", "fd00::/8", True),
         ("::1", "[::1]", True),
         ("127.0.0.1", "::/0", False),
@@ -121,7 +124,23 @@ def test_the_words_of_the_setting() -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["10.0.0.1/8", "10.0.0", "300.0.0.1", "http://a.example", "a.example:80", "*.example", "-a", "a..b", ""],
+    [
+        "10.0.0.1/8",
+        "10.0.0",
+        "300.0.0.1",
+        "http://a.example",
+        "a.example:80",
+        "*.example",
+        "-a",
+        "a..b",
+        "",
+        "a" * 64,
+        "ü" * 80,
+        "0x7f000001",
+        "0x7f.1",
+        "127.0x1",
+        "a.1",
+    ],
 )
 def test_words_that_are_neither(word: str) -> None:
     with pytest.raises(ValueError, match="neither a host name nor an address nor a network"):
@@ -161,3 +180,22 @@ def test_numbers_are_resolved_to_what_they_stand_for() -> None:
     for host in ("2130706433", "0x7f.1", "0177.0.0.1", "127.1"):
         with pytest.raises(ImageError, match="not allowed"):
             allowed(host, 80, FetchRules(), soon())
+
+
+def test_a_look_up_that_cannot_begin_holds_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolving(monkeypatch, ["8.8.8.8"])
+    monkeypatch.setattr(addresses, "_lookups", threading.BoundedSemaphore(1))
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(
+            threading.Thread, "start", lambda thread: (_ for _ in ()).throw(RuntimeError("none left"))
+        )
+        allowed("a.example", 80, FetchRules(), soon())
+    assert allowed("a.example", 80, FetchRules(), soon()) == ("8.8.8.8",)
+
+
+def test_a_look_up_that_breaks_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "_resolve", lambda host, port: [][0])
+    begin = time.monotonic()
+    with pytest.raises(IndexError):
+        allowed("a.example", 80, FetchRules(), soon(30))
+    assert time.monotonic() - begin < 10

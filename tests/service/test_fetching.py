@@ -42,7 +42,8 @@ def serving(
     answer: Callable[[str], bytes], address: str = "127.0.0.1", context: ssl.SSLContext | None = None
 ) -> Iterator[Asked]:
     """Answer connections one after the other with the bytes that a request is given."""
-    listener = socket.create_server((address, 0))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, 0), family=family)
     asked = Asked(listener.getsockname()[1])
     stopping = threading.Event()
 
@@ -101,6 +102,7 @@ def test_a_request(url: str, line: str) -> None:
     headers = dict(entry.lower().split(": ", 1) for entry in lines[1:] if entry)
     assert headers["host"] == f"127.0.0.1:{asked.port}"
     assert headers["accept-encoding"] == "identity"
+    assert headers["user-agent"] == "jina-onnx-server"
     assert {"cookie", "authorization", "referer"} & set(headers) == set()
 
 
@@ -111,6 +113,7 @@ def test_a_request(url: str, line: str) -> None:
         "127.0.0.1", "http:", "http://", "http:///a", "http://:80/", "http://a:b@127.0.0.1/", "http://a@127.0.0.1/",
         "http://127.0.0.1:0/", "http://127.0.0.1:65536/", "http://127.0.0.1:x/", "http://[::1/", "http://[1]/",
         "http://127.0.0.1\\@a/", "http://a b/", "http://a\r\nX: y/", "http://a/\x00",
+        "http://a/\\b", "http://[::1]a.example/", "http://[fe80::1%25eth0]/",
         "http://" + "a" * 64 + "/", "http://a..b/", "http://127.0.0.1/" + "a" * 4096,
     ],
     ids=repr,
@@ -181,6 +184,73 @@ def test_a_redirect_to_another_scheme() -> None:
     head = b"HTTP/1.1 302 X\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n"
     with serving(lambda received: head) as asked:
         refused(f"http://127.0.0.1:{asked.port}/", "image_url_invalid")
+
+
+def test_an_ipv6_address_has_brackets_as_host() -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("needs IPv6")
+    rules = FetchRules(allowed_networks=(ip_network("::1/128"),), max_seconds=5)
+    with serving(lambda received: OK, "::1") as asked:
+        assert fetch(f"http://[::1]:{asked.port}/", rules) == b"file"
+    assert f"Host: [::1]:{asked.port}\r\n" in asked.requests[0]
+
+
+def test_a_redirect_in_letters_of_its_own() -> None:
+    head = "HTTP/1.1 302 X\r\nLocation: /grün\r\nContent-Length: 0\r\n\r\n".encode()
+    with serving(lambda received: head if received.startswith("GET / ") else OK) as asked:
+        assert fetch(f"http://127.0.0.1:{asked.port}/", LOCAL) == b"file"
+    assert asked.requests[1].startswith("GET /gr%C3%BCn HTTP/1.1")
+
+
+@pytest.mark.parametrize("place", [b"/a\tb", b"/a b", b"/\\b", b"/\xff"], ids=repr)
+def test_a_redirect_to_no_url(place: bytes) -> None:
+    head = b"HTTP/1.1 302 X\r\nLocation: " + place + b"\r\nContent-Length: 0\r\n\r\n"
+    with serving(lambda received: head) as asked:
+        refused(f"http://127.0.0.1:{asked.port}/", "image_url_invalid")
+        assert asked.connections == 1
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["in-the-head", "in-the-body"])
+def test_drops_that_never_end(head: bytes) -> None:
+    stopping = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(head or b"HTTP/1.1 200 OK\r\nX-A: ")
+            while not stopping.wait(0.1):
+                connection.sendall(b"a")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    rules = FetchRules(allowed_networks=LOCAL.allowed_networks, max_seconds=1)
+    ended = threading.Timer(10, stopping.set)  # where the deadline does not hold
+    ended.start()
+    begin = time.monotonic()
+    assert "too long" in refused(
+        f"http://127.0.0.1:{listener.getsockname()[1]}/", "image_fetch_failed", rules
+    )
+    assert time.monotonic() - begin < 5
+    ended.cancel()
+    stopping.set()
+    thread.join()
+    listener.close()
+
+
+def test_the_shared_context_is_not_changed_by_requests(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL reads it without a lock when another thread connects."""
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    changes: list[list[str]] = []
+    monkeypatch.setattr(trusting, "set_alpn_protocols", changes.append)
+    monkeypatch.setattr(addresses, "_resolve", lambda host, port: ["127.0.0.1"])
+    monkeypatch.setattr(fetching, "_tls", lambda: trusting)
+    with serving(lambda received: OK, context=server_context(certificate)) as asked:
+        assert fetch(f"https://a.example:{asked.port}/", LOCAL) == b"file"
+    assert changes == []
 
 
 def test_a_redirect_without_a_place() -> None:
