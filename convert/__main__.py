@@ -13,6 +13,7 @@ from convert.catalog import RECIPES
 from convert.recipe import Recipe
 from service import manifest as contract
 from service.errors import BakeError, BundleError, ProjectError
+from service.files import check_hashes
 from service.manifest import MANIFEST_FILE, Manifest, Precision
 
 DEFAULT_OUT = Path("onnx_models")
@@ -109,7 +110,7 @@ def _verify(recipe: Recipe, options: argparse.Namespace) -> None:
     name = recipe.manifest.name
     folder = options.out / name
     manifest = contract.load(folder)
-    contract.check_hashes(folder, manifest)
+    check_hashes(folder, manifest.files)
     if Precision.FP32 not in manifest.precisions:
         raise BundleError(f"{name} holds no fp32 graph to compare with; bake it with --precision fp32,...")
     found = verify.checked(folder, manifest, recipe)

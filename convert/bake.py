@@ -14,7 +14,8 @@ from convert.quantize import quantize
 from convert.recipe import Recipe
 from convert.source import locate
 from service.errors import BakeError
-from service.manifest import TOKENIZER_FILE, FileRecord, Manifest, Precision
+from service.files import FileRecord
+from service.manifest import TOKENIZER_FILE, Manifest, Precision
 
 
 class Verification(StrEnum):

@@ -23,7 +23,8 @@ from onnx import helper, numpy_helper
 from convert.graph import Constant, Graph, to_model
 from service import manifest as contract
 from service.errors import BakeError
-from service.manifest import FileRecord, Manifest
+from service.files import FileRecord
+from service.manifest import Manifest
 
 WEIGHTS_FILE = "weights.data"
 INLINE_MAX_BYTES = 1024  # smaller constants live in the graph file

@@ -11,8 +11,9 @@ from convert import configs, heads, lora, pixels, vision_config
 from convert.checkpoint import Checkpoint
 from convert.recipe import Recipe
 from service.errors import BakeError
+from service.files import sha256_of
 from service.limits import Listwise
-from service.manifest import Manifest, Precision, Source, Task, Variant, sha256_of
+from service.manifest import Manifest, Precision, Source, Task, Variant
 from service.vision import Vision
 
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "tokenizers", "safetensors")

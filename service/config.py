@@ -17,7 +17,7 @@ MEBIBYTE = 1 << 20
 Choice = TypeVar("Choice", bound=StrEnum)
 # Of the architecture, but not built yet: set, they stop the start, so that nobody relies on them.
 UNSUPPORTED = (
-    "API_KEYS", "CACHE_DIR", "CORS_ORIGINS", "MAX_QUEUE_TOKENS", "RATE_LIMIT", "REQUEST_TIMEOUT",
+    "API_KEYS", "CORS_ORIGINS", "MAX_QUEUE_TOKENS", "RATE_LIMIT", "REQUEST_TIMEOUT",
 )  # fmt: skip
 
 
@@ -63,6 +63,7 @@ class Settings:
     image_allow_hosts: tuple[str, ...] = ()  # names, addresses and networks that image URLs may lead into
     image_max_bytes: int = 8 * MEBIBYTE  # of one file
     image_max_pixels: int = 64_000_000  # of one image before its resize
+    cache_dir: Path | None = None  # where prepacked copies of graphs go; None: .cache in models_dir
     verify_hashes: bool = False  # check sha256 of every bundle file at start
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.JSON
@@ -180,6 +181,7 @@ VARIABLES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "IMAGE_ALLOW_HOSTS": ("image_allow_hosts", _hosts),
     "IMAGE_MAX_BYTES": ("image_max_bytes", _integer(1, 1 << 30)),
     "IMAGE_MAX_PIXELS": ("image_max_pixels", _integer(1, 1 << 30)),
+    "CACHE_DIR": ("cache_dir", _path),
     "VERIFY_HASHES": ("verify_hashes", _flag),
     "LOG_LEVEL": ("log_level", _one_of(LogLevel)),
     "LOG_FORMAT": ("log_format", _one_of(LogFormat)),

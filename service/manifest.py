@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -15,10 +14,11 @@ import msgspec
 
 from service.errors import BundleError
 from service.figures import Quality, RankQuality, Reference, Speed
+from service.files import FileRecord, check_sizes
 from service.limits import Listwise
 from service.vision import Vision
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 BASE_TASK = "none"  # a variant of the weights without any adapter: to compare with references, never served
@@ -30,6 +30,9 @@ class Precision(StrEnum):
     FP32 = "fp32"
     INT8 = "int8"
     INT8_BLOCK = "int8-block"
+    INT4 = "int4"
+    FP16 = "fp16"
+    BF16 = "bf16"
 
 
 class Kind(StrEnum):
@@ -100,17 +103,10 @@ class Variant:
     task: str | None = None
     verified: bool = False
     quality: Quality | None = None
+    image_quality: Quality | None = None  # of a model that takes images
     rank_quality: RankQuality | None = None
     speed: Speed | None = None
     reference: Reference | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRecord:
-    """Size in bytes and sha256 of a file of the bundle."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +133,8 @@ class Manifest:
     scoring: Scoring | None = None  # of a reranker
     listwise: Listwise | None = None  # of a listwise one
     vision: Vision | None = None  # of a model that takes images
+    is_decoder: bool = False  # every token sees only those before it
+    mixture: dict[str, Precision] = field(default_factory=dict)  # linear layers that int8 leaves to others
     unweighted_tokens: tuple[str, ...] = ()  # never part of a sparse vector
     variants: tuple[Variant, ...] = ()
     files: dict[str, FileRecord] = field(default_factory=dict)
@@ -222,29 +220,5 @@ def load(folder: Path) -> Manifest:
     unlisted = named - set(manifest.files)
     if unlisted:
         raise BundleError(f"{path} lists no size and hash of {', '.join(sorted(unlisted))}: bake it again")
-    check_sizes(folder, manifest)
+    check_sizes(folder, manifest.files)
     return manifest
-
-
-def check_sizes(folder: Path, manifest: Manifest) -> None:
-    """Compare every file's size with its record. Raises BundleError that names the file."""
-    for name, record in manifest.files.items():
-        try:
-            size = (folder / name).stat().st_size
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise BundleError(f"{folder / name!r} cannot be read: {error}; bake it again") from error
-        if size != record.size:
-            raise BundleError(f"{folder / name} has {size} bytes instead of {record.size}; bake it again")
-
-
-def check_hashes(folder: Path, manifest: Manifest) -> None:
-    """Compare every file's sha256 with its record. Raises BundleError that names the file."""
-    for name, record in manifest.files.items():
-        if sha256_of(folder / name) != record.sha256:
-            raise BundleError(f"{folder / name} does not have its recorded sha256; bake it again")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

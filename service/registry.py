@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service import embedding, host, logs, reranking
-from service import manifest as contract
 from service.bundles import Bundle, find_bundles
 from service.config import Settings
 from service.embedding import EmbeddingModel
 from service.errors import InvalidRequest, ModelNotFound, ModelUnavailable, ProjectError
+from service.files import check_hashes
 from service.graphs import Graphs
 from service.manifest import Kind, Manifest
 from service.reranking import Reranker
@@ -128,7 +128,7 @@ class Registry:
     def _open(self, bundle: Bundle) -> Loaded:
         manifest = bundle.load()
         if self._settings.verify_hashes:
-            contract.check_hashes(bundle.folder, manifest)
+            check_hashes(bundle.folder, manifest.files)
         choice = choose(manifest, self._settings.precision, host.instruction_set())
         session_settings = SessionSettings(num_threads=self._settings.intra_op_threads)
         graphs = Graphs(bundle.folder, manifest, choice.precision, session_settings)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from service.devices import CPU, Device
 from service.errors import BundleError
 
 # Faster apart than fused on the CPU (5 times per call); the optimizer would fuse them again.
@@ -27,6 +28,8 @@ class SessionSettings:
 
     num_threads: int
     may_pad: bool = True  # whether texts of unequal length may share a run
+    device: Device = CPU
+    cache_dir: Path | None = None  # where prepacked copies of graphs are kept; None: nowhere
 
 
 class Session:

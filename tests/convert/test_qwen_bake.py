@@ -12,6 +12,8 @@ from convert import describe, quality, running, verify, weights
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
 from convert.checkpoint import Checkpoint
+from convert.recipe import DEFAULT_PRECISIONS
+from service import files
 from service import manifest as contract
 from service.embedding import EmbeddingModel
 from service.errors import BakeError
@@ -63,7 +65,7 @@ def test_a_table_read_in_parts_is_the_same(
         for kind in ("plain", "parts")
     )
     whole = bake(RECIPES[QWEN3_EMBEDDING], plain)
-    assert whole.precisions == tuple(Precision)
+    assert whole.precisions == DEFAULT_PRECISIONS
     monkeypatch.setattr(weights, "VALUES_AT_ONCE", values_at_once)
     assert bake(RECIPES[QWEN3_EMBEDDING], parts).files == whole.files
 
@@ -113,7 +115,7 @@ def test_limits_are_the_smaller_of_recipe_and_checkpoint(
     assert manifest.max_tokens == (sizes.positions if is_embedding else 8192)
     assert manifest.dimensions == manifest.default_dimensions == sizes.hidden
     assert manifest.tasks == RECIPES[name].manifest.tasks
-    contract.check_hashes(tmp_path / name, manifest)
+    files.check_hashes(tmp_path / name, manifest.files)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_every_precision_is_measured(
     request = BakeRequest(out=tmp_path, source=str(qwen_sources / name), verification=Verification.REQUIRE)
     manifest = bake(RECIPES[name], request)
     assert [(variant.precision, variant.task) for variant in manifest.variants] == [
-        (precision, None) for precision in Precision
+        (precision, None) for precision in DEFAULT_PRECISIONS
     ]
     for variant in manifest.variants:
         found = variant.quality if manifest.kind == Kind.EMBEDDING else variant.rank_quality

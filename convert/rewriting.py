@@ -1,0 +1,21 @@
+"""A graph being rewritten in another precision, and the type of what rewrites one node. Knows no scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx
+
+from convert.graph import Constant, Graph
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """A graph being rewritten and what has been made for it so far."""
+
+    graph: Graph
+    quantized_inputs: dict[str, tuple[str, str]]  # activation -> its 8-bit rows, their scales
+
+
+Rewrite = Callable[[Rewriting, onnx.NodeProto, Constant], None]

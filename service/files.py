@@ -1,0 +1,42 @@
+"""Files of a bundle: their recorded sizes and hashes, and whether the disk agrees. Knows no manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.errors import BundleError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """Size in bytes and sha256 of a file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+def check_sizes(folder: Path, records: Mapping[str, FileRecord]) -> None:
+    """Compare every file's size with its record. Raises BundleError that names the file."""
+    for name, record in records.items():
+        try:
+            size = (folder / name).stat().st_size
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise BundleError(f"{folder / name!r} cannot be read: {error}; bake it again") from error
+        if size != record.size:
+            raise BundleError(f"{folder / name} has {size} bytes instead of {record.size}; bake it again")
+
+
+def check_hashes(folder: Path, records: Mapping[str, FileRecord]) -> None:
+    """Compare every file's sha256 with its record. Raises BundleError that names the file."""
+    for name, record in records.items():
+        if sha256_of(folder / name) != record.sha256:
+            raise BundleError(f"{folder / name} does not have its recorded sha256; bake it again")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
