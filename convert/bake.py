@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from convert import bundle, describe, progress, verify
+from convert import bundle, describe, progress, tuning, verify
 from convert.build import GraphsByTask, build, tower, wanted_tasks
 from convert.checkpoint import Checkpoint
 from convert.graph import Graph
 from convert.quantize import quantize
 from convert.recipe import Recipe
+from convert.rewriting import linear_layers
 from convert.source import locate
+from convert.tuning import Tuned
 from service.errors import BakeError
 from service.files import FileRecord
 from service.manifest import TOKENIZER_FILE, Manifest, Precision
+
+TUNED_PRECISIONS = frozenset({Precision.INT8, Precision.INT4})
+Files = dict[str, dict[str, Graph]]  # folder -> file name without ending -> graph
 
 
 class Verification(StrEnum):
@@ -35,6 +41,7 @@ class BakeRequest:
     precisions: tuple[Precision, ...] | None = None  # None: as the recipe says
     tasks: tuple[str, ...] | None = None  # None: all
     verification: Verification = Verification.AUTO
+    mixture: Mapping[str, Precision] | None = None  # layers that int8 leaves to others; None: searched for
     offline: bool = False
 
 
@@ -54,8 +61,12 @@ def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
     written = tuple(dict.fromkeys((*wanted, Precision.FP32))) if verifying else wanted
     manifest = describe.with_variants(describe.described(recipe, opened, source), tasks, written)
     with bundle.staging(request.out, recipe.manifest.name) as staged:
-        files = _write(staged, graphs, written, vision_tower)
-        files[TOKENIZER_FILE] = bundle.write_file(staged / TOKENIZER_FILE, tokenizer)
+        files = {TOKENIZER_FILE: bundle.write_file(staged / TOKENIZER_FILE, tokenizer)}
+        tuned = Tuned(graphs)
+        if verifying and TUNED_PRECISIONS & set(wanted):
+            files |= _write(staged, {Precision.FP32: _named(graphs) | tuning.observing_graphs(graphs)})
+            tuned, manifest = _tuned(staged, manifest, graphs, request)
+        files |= _write(staged, _made(tuned, written, vision_tower, files))
         manifest = replace(manifest, files=files)
         if verifying:
             manifest = verify.checked(staged, manifest, recipe)
@@ -84,19 +95,59 @@ def _is_verifying(graphs: GraphsByTask, verification: Verification, name: str) -
     return False
 
 
-def _write(
-    staged: Path, graphs: GraphsByTask, precisions: tuple[Precision, ...], vision_tower: Graph | None
-) -> dict[str, FileRecord]:
-    """Write every precision, and the vision tower once for all; return the records of the files."""
-    files: dict[str, FileRecord] = {}
-    made: dict[str, dict[str, Graph]] = {
-        precision: {describe.graph_name(task): quantize(graph, precision) for task, graph in graphs.items()}
-        for precision in precisions
-    }
+def _tuned(
+    staged: Path, manifest: Manifest, graphs: GraphsByTask, request: BakeRequest
+) -> tuple[Tuned, Manifest]:
+    """Calibrate and smooth; search for a mixture where int8 is wanted and none is given."""
+    tuned = tuning.calibrated(staged, manifest, graphs)
+    found = request.mixture
+    if found is None:
+        found = _searched(staged, manifest, tuned) if Precision.INT8 in manifest.precisions else {}
+    unknown = set(found) - {layer.name for graph in graphs.values() for layer, _ in linear_layers(graph)}
+    if unknown:
+        raise BakeError(f"{manifest.name} has no linear layer {', '.join(sorted(unknown))} (mixture)")
+    return replace(tuned, mixture=found), replace(manifest, calibrated=True, mixture=dict(found))
+
+
+def _searched(staged: Path, manifest: Manifest, tuned: Tuned) -> dict[str, Precision]:
+    num_bytes = max(graph.num_bytes for graph in tuned.graphs.values())
+    if not verify.fits_memory(round(num_bytes * tuning.SEARCH_MEMORY_FACTOR)):
+        print(f"{manifest.name}: too little free memory to search for a mixture: int8 is made without one")
+        return {}
+    return tuning.searched(staged, manifest, tuned)
+
+
+def _named(graphs: GraphsByTask) -> dict[str, Graph]:
+    return {describe.graph_name(task): graph for task, graph in graphs.items()}
+
+
+def _made(
+    tuned: Tuned, precisions: tuple[Precision, ...], vision_tower: Graph | None, written: Collection[str]
+) -> Files:
+    """Make the graphs of every precision that is not written yet, and the tower that all share."""
+    made: Files = {}
+    for precision in precisions:
+        is_smoothed = precision == Precision.INT8 and tuned.smoothed
+        graphs = tuned.smoothed if is_smoothed else tuned.graphs
+        inputs = tuned.smoothed_inputs if is_smoothed else tuned.inputs
+        made[precision] = _named(
+            {
+                task: quantize(graph, precision, inputs.get(task), tuned.mixture if is_smoothed else None)
+                for task, graph in graphs.items()
+            }
+        )
+    if any(name.startswith(f"{Precision.FP32}/") for name in written):
+        del made[Precision.FP32]
     if vision_tower:
         made[describe.VISION_FOLDER] = {describe.MODEL_GRAPH: vision_tower}
-    with progress.bar(sum(map(bundle.weights_bytes, made.values())), "bake", "B") as bar:
-        for folder, by_name in made.items():
+    return made
+
+
+def _write(staged: Path, graphs: Files) -> dict[str, FileRecord]:
+    """Write the graphs of each folder; return the records of the files."""
+    files: dict[str, FileRecord] = {}
+    with progress.bar(sum(map(bundle.weights_bytes, graphs.values())), "bake", "B") as bar:
+        for folder, by_name in graphs.items():
             files |= bundle.write_graphs(staged, folder, by_name, bar.update)
     return files
 
@@ -118,11 +169,15 @@ def _check_reference(manifest: Manifest, recipe: Recipe, *, is_published: bool) 
 def _keep(staged: Path, manifest: Manifest, precisions: tuple[Precision, ...]) -> Manifest:
     """Drop what was only written to compare with."""
     unwanted = set(manifest.precisions) - set(precisions)
-    dropped = [name for name in manifest.files if name.partition("/")[0] in unwanted]
+    dropped = [
+        name
+        for name in manifest.files
+        if name.partition("/")[0] in unwanted or name.endswith(f".{tuning.OBSERVING}.onnx")
+    ]
     for name in dropped:
         (staged / name).unlink()
-    for folder in {(staged / name).parent for name in dropped}:
-        folder.rmdir()
+    for folder in unwanted:
+        (staged / folder).rmdir()
     return replace(
         manifest,
         variants=tuple(variant for variant in manifest.variants if variant.precision in precisions),

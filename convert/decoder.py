@@ -90,6 +90,7 @@ def states(parts: Parts, config: DecoderConfig, hidden: str, kept: str | None = 
         context = _attention(parts, config, f"{layer}.self_attn", normed)
         is_last = index + 1 == config.num_layers
         if is_last and kept:
+            graph.scaled_by["kept.context"] = graph.scaled_by[context]
             context = graph.op("Gather", "kept.context", [context, kept])
             hidden = graph.op("Gather", "kept.hidden", [hidden, kept])
         added = parts.linear(f"{layer}.self_attn.o_proj", context, (size, config.query_size))
@@ -128,6 +129,10 @@ def _attention(parts: Parts, config: DecoderConfig, name: str, normed: str) -> s
     width = graph.value(f"width.{config.query_size}", [config.query_size])
     shape = graph.op("Concat", f"{context}.shape", [rows, tokens, width], {"axis": 0})
     seen = graph.op("Reshape", f"{context}.rows", [context, shape])
+    graph.scaled_by[f"{name}.flat"] = parts.columns(
+        f"{name}.v_proj", config.kv_size, has_bias=config.has_biases,
+        width=config.head_size, repeats=config.num_heads // config.num_kv_heads,
+    )  # fmt: skip
     return graph.op(
         "Reshape", f"{name}.flat", [seen, graph.value(f"flat.{config.query_size}", [-1, config.query_size])]
     )

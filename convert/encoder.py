@@ -10,7 +10,7 @@ import numpy as np
 
 from convert import rotary
 from convert.encoder_config import EncoderConfig
-from convert.graph import ATTENTION_MASK, INPUT_IDS, Constant, Graph, branch
+from convert.graph import ATTENTION_MASK, INPUT_IDS, Columns, Constant, Graph, branch
 from convert.lora import TABLE_A, TABLE_B, WORD_TABLE
 from convert.weights import FLOAT32, Floats, Weights
 from service.errors import BakeError
@@ -35,7 +35,9 @@ def build(weights: Weights, config: EncoderConfig, *, first_only: bool = False) 
         name = f"{config.layout.layer}.{layer}"
         context = _attention(graph, weights, config, name, hidden)
         if first_only and layer + 1 == config.num_layers:
+            columns = graph.scaled_by[context]
             hidden, context = (_first_token(graph, value) for value in (hidden, context))
+            graph.scaled_by[context] = columns
         hidden = _attention_output(graph, weights, config, name, (context, hidden))
         hidden = _feed_forward(graph, weights, config, name, hidden)
     return graph, hidden
@@ -123,6 +125,7 @@ def _attention(graph: Graph, weights: Weights, config: EncoderConfig, layer: str
         query, key, value = graph.split(f"{name}.split", biased, 3)
         arguments = [_rotated(graph, config, query), _rotated(graph, config, key), value, ""]
     heads = {"num_heads": config.num_heads}
+    graph.scaled_by[f"{name}.context"] = (Columns(weight, 2 * size, size), Columns(bias, 2 * size, size))
     return graph.op(
         "If",
         f"{name}.context",
@@ -186,4 +189,5 @@ def _norm(graph: Graph, weights: Weights, config: EncoderConfig, name: str, valu
     scale = graph.constant(f"{name}.weight", weights.constant(f"{name}.weight", shape))
     bias = graph.constant(f"{name}.bias", weights.constant(f"{name}.bias", shape))
     attributes = {"axis": -1, "epsilon": config.norm_eps}
+    graph.scaled_by[name] = tuple(Columns(constant, 0, config.hidden_size) for constant in (scale, bias))
     return graph.op("LayerNormalization", name, [value, scale, bias], attributes)

@@ -45,6 +45,21 @@ class Constant:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a constant's last axis that stand for the channels of a value: divided, they divide it.
+
+    With `repeats`, each group of `width` columns stands for as many groups of channels: key and value heads
+    that several query heads share.
+    """
+
+    constant: str
+    begin: int
+    count: int
+    width: int = 1
+    repeats: int = 1
+
+
 def constant_of(key: str, array: Array) -> Constant:
     """Wrap an array that is in memory already."""
     return Constant(key, array.shape, array.dtype, lambda: array)
@@ -68,6 +83,8 @@ class Graph:
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     exact: set[str] = field(default_factory=set)  # nodes whose weights stay as they are in every precision
+    # By values: what scales their channels.
+    scaled_by: dict[str, tuple[Columns, ...]] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convert.graph import Graph, node
+from convert.graph import Columns, Graph, node
 from convert.weights import Weights
 
 SILU = {"alpha": 1.0}  # QuickGelu(x) = x * sigmoid(alpha * x)
@@ -34,6 +34,7 @@ class Parts:
         """Append an RMS norm, computed in float32; return the name of its result, by default the norm's."""
         attributes = {"epsilon": self.norm_eps, "axis": -1, "stash_type": 1}
         inputs = [value, self._scale(name, size)]
+        self.graph.scaled_by[result or name] = (Columns(inputs[1], 0, size),)
         return self.graph.op("SimplifiedLayerNormalization", result or name, inputs, attributes)
 
     def add_norm(self, name: str, values: tuple[str, str], size: int) -> tuple[str, str]:
@@ -41,6 +42,7 @@ class Parts:
         outputs = [name, "", "", f"{name}.sum"]
         inputs = [*values, self._scale(name, size)]
         attributes = {"epsilon": self.norm_eps}
+        self.graph.scaled_by[name] = (Columns(inputs[-1], 0, size),)
         self.graph.nodes.append(node("SkipSimplifiedLayerNormalization", name, inputs, outputs, attributes))
         return name, outputs[-1]
 
@@ -51,7 +53,15 @@ class Parts:
         up = self.linear(f"{name}.up_proj", normed, (wide, narrow), has_bias=has_bias)
         activated = self.graph.op("QuickGelu", f"{name}.silu", [gate], SILU)
         gated = self.graph.op("Mul", f"{name}.gated", [activated, up])
+        self.graph.scaled_by[gated] = self.columns(f"{name}.up_proj", wide, has_bias=has_bias)
         return self.linear(f"{name}.down_proj", gated, (narrow, wide), has_bias=has_bias)
+
+    def columns(
+        self, name: str, count: int, *, has_bias: bool = False, width: int = 1, repeats: int = 1
+    ) -> tuple[Columns, ...]:
+        """Name the constants of a linear layer that scale its result."""
+        constants = [f"{name}.weight", *([f"{name}.bias"] if has_bias else [])]
+        return tuple(Columns(constant, 0, count, width, repeats) for constant in constants)
 
     def _scale(self, name: str, size: int) -> str:
         return self.graph.constant(f"{name}.weight", self.weights.constant(f"{name}.weight", (size,)))

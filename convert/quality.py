@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from service.figures import Quality, RankQuality
+from service.manifest import Kind, Precision
 
 NUM_NEIGHBOURS = 10
-# A quantized precision below one of these is not verified.
-FLOORS = {"mean_cosine": 0.998, "top10_overlap": 0.96}
-RANK_FLOORS = {"rank_correlation": 0.96}
-MAX_SCORE_ERROR = 0.05  # of a reranker's scores: 0 to 1, or listwise -1 to 1
+
+
+@dataclass(frozen=True)
+class Floors:
+    """What a rounded precision must reach to be verified."""
+
+    mean_cosine: float = 0.998
+    top10_overlap: float = 0.96
+    rank_correlation: float = 0.96
+    score_error: float = 0.05  # of a reranker's scores: 0 to 1, or listwise -1 to 1
+
+
+FLOORS = Floors()
+FLOORS_OF = {  # where they are others
+    Precision.INT4: Floors(mean_cosine=0.96, top10_overlap=0.85, rank_correlation=0.85, score_error=0.2)
+}
 
 Floats = npt.NDArray[np.float32]
 
@@ -44,11 +59,26 @@ def of_scores(scores: Floats, exact: Floats) -> RankQuality:
     )
 
 
-def is_good(found: Quality | RankQuality) -> bool:
-    """Tell whether every figure reaches its floor, and no score is too far off."""
-    floors = FLOORS if isinstance(found, Quality) else RANK_FLOORS
-    is_near = isinstance(found, Quality) or found.worst_score_error <= MAX_SCORE_ERROR
-    return is_near and all(getattr(found, name) >= floor for name, floor in floors.items())
+def compared(kind: Kind, answers: Floats, exact: Floats) -> Quality | RankQuality:
+    """Compare what a model of a kind answers with what it answers in fp32."""
+    return of_scores(answers, exact) if kind == Kind.RERANKER else of_vectors(answers, exact)
+
+
+def distance(kind: Kind, answers: Floats, exact: Floats) -> float:
+    """Return one number for how far answers are from exact ones: 1 - mean cosine, or mean error of scores."""
+    if kind == Kind.RERANKER:
+        return float(np.abs(answers - exact).mean())
+    return float(1 - np.einsum("nd,nd->n", answers.astype(np.float64), exact.astype(np.float64)).mean())
+
+
+def is_good(found: Quality | RankQuality, precision: Precision, margin: float = 0.0) -> bool:
+    """Tell whether every figure is better than the floor of its precision by `margin`. NaN is not."""
+    floors = FLOORS_OF.get(precision, FLOORS)
+    if isinstance(found, RankQuality):
+        is_near = found.worst_score_error <= floors.score_error - margin
+        return is_near and found.rank_correlation >= floors.rank_correlation + margin
+    is_near = found.mean_cosine >= floors.mean_cosine + margin
+    return is_near and (found.top10_overlap is None or found.top10_overlap >= floors.top10_overlap + margin)
 
 
 def _ranks(scores: Floats) -> npt.NDArray[np.int64]:

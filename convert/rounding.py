@@ -27,6 +27,13 @@ def quantize_columns(weight: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     return np.rint(weight / scales).astype(np.int8), scales
 
 
+def quantize_rows(rows: Floats) -> Floats:
+    """Round rows (n, size) to signed 8 bit by one scale each, as a graph does at run time, and back."""
+    scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / INT8_MAX, SMALLEST_SCALE)
+    rounded: Floats = np.rint(rows / scales) * scales
+    return rounded
+
+
 def quantize_blocks(rows: Floats) -> tuple[Bytes, Floats]:
     """Quantize (rows, size) to unsigned 8 bit around 128 with one scale per block of a row.
 

@@ -18,7 +18,7 @@ from service.manifest import BASE_TASK, Kind, Manifest, Output, Variant
 from service.options import EmbedOptions
 from service.reranking import Reranker
 from service.scheduler import Scheduler
-from service.session import SessionSettings
+from service.session import Session, SessionSettings
 
 BATCH_TOKENS = 1024
 SPEED_ROWS, SPEED_TOKENS, SPEED_RUNS = 8, 128, 7
@@ -31,10 +31,18 @@ OnText = Callable[[int], object]
 Model = EmbeddingModel | Reranker
 
 
-def open_variant(folder: Path, manifest: Manifest, variant: Variant) -> Model:
-    """Open a variant's graph and the tokenizer. Raises BundleError when one is broken."""
-    settings = SessionSettings(num_threads=host.num_usable_cores())
-    graphs = Graphs(folder, manifest, variant.precision, settings)
+def settings() -> SessionSettings:
+    """Return how sessions use the host here: all of it, one at a time."""
+    return SessionSettings(num_threads=host.num_usable_cores())
+
+
+def open_variant(folder: Path, manifest: Manifest, variant: Variant, session: Session | None = None) -> Model:
+    """Open a variant's graph and the tokenizer. Raises BundleError when one is broken.
+
+    A `session` given takes the place of the variant's own.
+    """
+    known = {variant.file: session} if session else {}
+    graphs = Graphs(folder, manifest, variant.precision, settings(), known)
     graphs.open([variant.task])
     scheduler = Scheduler(BATCH_TOKENS)
     if manifest.kind == Kind.RERANKER:
@@ -42,7 +50,9 @@ def open_variant(folder: Path, manifest: Manifest, variant: Variant) -> Model:
     return embedding.open_model(graphs, scheduler)
 
 
-def answers(model: Model, variant: Variant, texts: Sequence[str], on_text: OnText) -> Floats:
+def answers(
+    model: Model, variant: Variant, texts: Sequence[str], on_text: OnText = lambda count: None
+) -> Floats:
     """Compute a unit vector for each text, one at a time, or a reranker's scores (queries, documents).
 
     What a batch does to vectors must not matter here.

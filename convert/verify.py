@@ -5,7 +5,6 @@ The figures go into the manifest. Nothing here changes a graph.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from convert import progress, quality, reference, running
+from convert import progress, quality, reference, running, texts
 from convert.recipe import Recipe
 from service import host
 from service.errors import BakeError, ProjectError
-from service.figures import Speed
+from service.figures import Quality, RankQuality, Speed
 from service.manifest import Kind, Manifest, Precision, Variant
 
-TEXTS_FILE = Path(__file__).parent / "data" / "sentences.jsonl"
 FP32_MEMORY_FACTOR = 1.5  # of the weights' size: they are prepacked, and states come on top
 
 Floats = npt.NDArray[np.float32]
@@ -34,12 +32,6 @@ class Measured:
     speed: Speed
 
 
-def texts() -> list[str]:
-    """Read the built-in texts that quality is measured on."""
-    with TEXTS_FILE.open(encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in lines]
-
-
 def fits_memory(fp32_bytes: int) -> bool:
     """Tell whether a graph with so many bytes of weights can be run in the memory that is free."""
     room = host.available_memory()
@@ -48,7 +40,7 @@ def fits_memory(fp32_bytes: int) -> bool:
 
 def checked(folder: Path, manifest: Manifest, recipe: Recipe) -> Manifest:
     """Measure every variant, compare fp32 with the recipe's reference; return the figures in the manifest."""
-    with progress.bar(len(manifest.variants) * len(texts()), "verify", "text") as bar:
+    with progress.bar(len(manifest.variants) * len(texts.evaluation()), "verify", "text") as bar:
         manifest = verified(folder, manifest, bar.update)
     variants = tuple(
         replace(variant, reference=reference.compared(folder, manifest, recipe, variant))
@@ -76,8 +68,8 @@ def measure(folder: Path, manifest: Manifest, variant: Variant, on_text: running
     """Open a variant, run it on the built-in texts and time it."""
     try:
         model = running.open_variant(folder, manifest, variant)
-        answers = running.answers(model, variant, texts(), on_text)
-        return Measured(answers, running.speed(model, variant, texts()))
+        answers = running.answers(model, variant, texts.evaluation(), on_text)
+        return Measured(answers, running.speed(model, variant, texts.evaluation()))
     except ProjectError:
         raise
     except Exception as error:  # ONNX Runtime has one class per status code and no common parent
@@ -114,7 +106,7 @@ def _figures(variant: Variant) -> Iterable[str]:
         figures = variant.quality
         yield (
             f"against fp32 mean cosine {figures.mean_cosine:.5f}, worst {figures.worst_cosine:.5f}, "
-            f"top-10 overlap {figures.top10_overlap:.4f} over {figures.num_texts} texts"
+            f"top-10 overlap {figures.top10_overlap or 0:.4f} over {figures.num_texts} texts"
         )
     if variant.rank_quality and variant.precision != Precision.FP32:
         ranks = variant.rank_quality
@@ -135,9 +127,10 @@ def _of_task(variant: Variant) -> str:
 
 def _with_figures(kind: Kind, variant: Variant, measured: Measured, exact: Floats) -> Variant:
     variant = replace(variant, speed=measured.speed)
-    is_exact = variant.precision == Precision.FP32
-    if kind == Kind.RERANKER:
-        ranks = quality.of_scores(measured.answers, exact)
-        return replace(variant, rank_quality=ranks, verified=is_exact or quality.is_good(ranks))
-    found = quality.of_vectors(measured.answers, exact)
-    return replace(variant, quality=found, verified=is_exact or quality.is_good(found))
+    found = quality.compared(kind, measured.answers, exact)
+    return replace(
+        variant,
+        quality=found if isinstance(found, Quality) else None,
+        rank_quality=found if isinstance(found, RankQuality) else None,
+        verified=variant.precision == Precision.FP32 or quality.is_good(found, variant.precision),
+    )

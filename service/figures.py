@@ -11,7 +11,7 @@ class Quality:
 
     mean_cosine: float
     worst_cosine: float
-    top10_overlap: float
+    top10_overlap: float | None = None  # not of too few to have neighbours
     num_texts: int
 
 

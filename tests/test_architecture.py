@@ -32,7 +32,8 @@ SERVICE_LAYERS: list[set[str]] = [
     {"wsgi"},
 ]
 CONVERT_LAYERS: list[set[str]] = [
-    {"recipe", "graph", "progress", "torch_pickle", "quality", "vocabulary", "rounding", "vision_config"},
+    {"recipe", "graph", "progress", "torch_pickle", "quality", "vocabulary", "rounding", "vision_config"}
+    | {"calibrated", "texts"},
     {"encoder_recipes", "decoder_recipes", "multimodal_recipes"},
     {"catalog"},
     {"weights", "torch_file", "pixels"},
@@ -44,11 +45,11 @@ CONVERT_LAYERS: list[set[str]] = [
     {"encoder"},
     {"decoder", "vision"},
     {"heads", "decoder_heads", "rewriting"},
-    {"int8", "blocks"},
-    {"quantize"},
+    {"int8", "blocks", "smoothing", "calibration"},
+    {"quantize", "mixture"},
     {"multimodal"},
     {"build", "describe", "bundle", "running"},
-    {"reference"},
+    {"reference", "tuning"},
     {"verify"},
     {"bake"},
     {"__main__"},
@@ -59,6 +60,8 @@ RUNS_BUNDLES = {
     "running": {"embedding", "reranking", "graphs", "host", "inference", "options", "scheduler", "session"},
     "reference": {"options"},
     "verify": {"host"},
+    "calibration": {"session"},
+    "tuning": {"session"},
 }
 # The one owner of each third-party package in the service.
 OWNERS = {

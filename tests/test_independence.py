@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import verify
+from convert import texts as converter_texts
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
 from convert.recipe import DEFAULT_PRECISIONS
@@ -33,7 +33,7 @@ def test_alone_and_in_random_batches(real_models: Path, precision: Precision) ->
     model = open_model(graphs, Scheduler(2048))
     options = EmbedOptions(truncate=True)
     draw = random.Random(5)
-    texts = [text for text in verify.texts() if len(text) < 200]
+    texts = [text for text in converter_texts.evaluation() if len(text) < 200]
     alone = {text: model.embed([text], options).vectors[0] for text in texts}
     lowest = 1.0
     for _ in range(NUM_BATCHES):

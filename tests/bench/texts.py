@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from convert import verify
+from convert import texts
 from tests.bench.errors import BenchError
 
 CORPUS_FILE, QUERIES_FILE, QRELS_FILE = "corpus.en.jsonl.gz", "queries.en.jsonl.gz", "qrels.tsv"
@@ -44,7 +44,7 @@ class Texts:
 def load(folder: Path) -> Texts:
     """Read the XQuAD folder, or the project's own sentences if there is none. Raises BenchError."""
     if not all((folder / name).exists() for name in (CORPUS_FILE, QUERIES_FILE, QRELS_FILE)):
-        own = _shuffled(verify.texts())
+        own = _shuffled(texts.evaluation())
         return Texts(f"the project's own {len(own)} sentences (XQuAD is not in {folder})", own, own, None)
     found = RetrievalSet(
         questions=_read_texts(folder / QUERIES_FILE),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from convert import quality, verify
+from convert import quality
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
 from convert.recipe import DEFAULT_PRECISIONS
@@ -39,7 +39,8 @@ TEXTS = [" ".join(xlmr.WORDS[: 3 + number % 11]) + f" {number}" for number in ra
 def few_texts() -> Any:
     """Measure on few texts: what is tested here is not the models."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "texts", lambda: TEXTS)
+        for kind in ("search", "evaluation"):
+            patch.setattr(f"convert.texts.{kind}", lambda: TEXTS)
         yield
 
 
@@ -90,7 +91,7 @@ def test_every_task_and_precision_is_measured(models: Path, name: str) -> None:
         assert variant.quality.num_texts == len(TEXTS)
         is_exact = variant.precision == Precision.FP32
         assert (variant.quality.mean_cosine > 0.999999) == is_exact
-        assert variant.verified == (is_exact or quality.is_good(variant.quality))
+        assert variant.verified == (is_exact or quality.is_good(variant.quality, variant.precision))
 
 
 def test_a_reranker_is_measured_by_its_ranks(models: Path) -> None:
@@ -99,7 +100,7 @@ def test_a_reranker_is_measured_by_its_ranks(models: Path) -> None:
     for variant in quantized:
         assert variant.quality is None and variant.rank_quality is not None
         assert 0 < variant.rank_quality.worst_score_error < 1
-        assert variant.verified == quality.is_good(variant.rank_quality)
+        assert variant.verified == quality.is_good(variant.rank_quality, variant.precision)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_a_reranker_is_measured_by_its_ranks(models: Path) -> None:
 )
 def test_a_reranker_needs_order_and_scores(correlation: float, error: float, is_good: bool) -> None:
     found = RankQuality(rank_correlation=correlation, worst_score_error=error, num_pairs=1)
-    assert quality.is_good(found) == is_good
+    assert quality.is_good(found, Precision.INT8) == is_good
 
 
 def test_rank_quality_sees_order_and_error() -> None:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
-from convert import running, verify
+from convert import running
 from convert.__main__ import main
 from convert.catalog import RECIPES
 from convert.recipe import DEFAULT_PRECISIONS
@@ -54,7 +54,8 @@ def measured(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A bundle of every precision and task, its figures measured."""
     out = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "texts", lambda: TEXTS)
+        for kind in ("search", "evaluation"):
+            patch.setattr(f"convert.texts.{kind}", lambda: TEXTS)
         command(source, out, "--precision", "fp32,int8,int8-block", "--verify", "require")
     yield out / JINA_V4
 
@@ -349,7 +350,8 @@ def test_a_large_model_is_baked_in_blocks_alone_unless_asked_otherwise(source: P
 def test_what_was_written_only_to_compare_with_is_dropped_but_the_tower_is_not(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "texts", lambda: TEXTS)
+    for kind in ("search", "evaluation"):
+        monkeypatch.setattr(f"convert.texts.{kind}", lambda: TEXTS)
     command(source, tmp_path, "--verify", "require", "--task", "code")
     folder = tmp_path / JINA_V4
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["int8-block", "vision"]
@@ -373,7 +375,8 @@ def test_a_failed_bake_publishes_nothing(
 def test_verify_reads_the_bundle_again(
     measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verify, "texts", lambda: TEXTS)
+    for kind in ("search", "evaluation"):
+        monkeypatch.setattr(f"convert.texts.{kind}", lambda: TEXTS)
     assert main(["verify", JINA_V4, "--out", str(measured.parent)]) == 0
     out = capsys.readouterr().out
     for task in ADAPTERS:

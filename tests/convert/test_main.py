@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convert import quality, verify
+from convert import quality, texts
 from convert.__main__ import main
 from convert.catalog import RECIPES
 from tests.conftest import MODEL
@@ -74,16 +74,22 @@ def test_verify_prints_figures_and_sees_damage(
 def test_verify_fails_when_a_precision_falls_below_its_floor(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(quality, "FLOORS", {"mean_cosine": 0.5})
+    monkeypatch.setattr(quality, "FLOORS", quality.Floors(mean_cosine=0.5, top10_overlap=0))
     assert main([MODEL, "--source", str(tiny_checkpoint), "--out", str(tmp_path)]) == 0
-    monkeypatch.setattr(quality, "FLOORS", {"mean_cosine": 1.1})
+    monkeypatch.setattr(quality, "FLOORS", quality.Floors(mean_cosine=1.1))
     assert main(["verify", MODEL, "--out", str(tmp_path)]) == 1
     assert "no longer verified: int8/model.onnx" in capsys.readouterr().err
 
 
 def test_the_built_in_texts_are_varied() -> None:
-    texts = verify.texts()
-    assert len(texts) == len(set(texts)) == 200
+    found, searched = texts.evaluation(), texts.search()
+    assert (len(found), len(searched)) == (400, 200)
+    assert len({*found, *searched}) == 600
+    for lines in (found, searched):
+        check_variety(lines)
+
+
+def check_variety(texts: list[str]) -> None:
     assert any(len(text.split()) == 1 for text in texts)
     assert any(len(text) > 1000 for text in texts)
     assert sum(not text.isascii() for text in texts) > 50

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import describe, quality, running, verify, weights
+from convert import describe, quality, running, weights
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
 from convert.checkpoint import Checkpoint
@@ -194,7 +194,8 @@ def test_a_wrong_capacity_is_refused(tmp_path: Path, value: object) -> None:
 def test_every_precision_is_measured(
     qwen_sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(verify, "texts", lambda: TEXTS)
+    for kind in ("search", "evaluation"):
+        monkeypatch.setattr(f"convert.texts.{kind}", lambda: TEXTS)
     request = BakeRequest(out=tmp_path, source=str(qwen_sources / name), verification=Verification.REQUIRE)
     manifest = bake(RECIPES[name], request)
     assert [(variant.precision, variant.task) for variant in manifest.variants] == [
@@ -204,7 +205,9 @@ def test_every_precision_is_measured(
         found = variant.quality if manifest.kind == Kind.EMBEDDING else variant.rank_quality
         assert found is not None
         assert variant.speed is not None
-        assert variant.verified == (variant.precision == Precision.FP32 or quality.is_good(found))
+        assert variant.verified == (
+            variant.precision == Precision.FP32 or quality.is_good(found, variant.precision)
+        )
         assert variant.reference is None  # published cosines are of vectors of another size
     assert manifest.variants[0].verified
     assert contract.load(tmp_path / name) == manifest
@@ -214,7 +217,8 @@ def test_a_large_model_is_baked_in_blocks_alone(
     qwen_sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is measured all the same, against an fp32 graph that is not kept."""
-    monkeypatch.setattr(verify, "texts", lambda: TEXTS)
+    for kind in ("search", "evaluation"):
+        monkeypatch.setattr(f"convert.texts.{kind}", lambda: TEXTS)
     manifest = bake(RECIPES[LARGE], BakeRequest(out=tmp_path, source=str(qwen_sources / QWEN3_EMBEDDING)))
     (variant,) = manifest.variants
     assert variant.precision == Precision.INT8_BLOCK
@@ -246,7 +250,8 @@ def test_published_cosines_are_compared_where_the_sizes_agree(
     qwen_sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: float, passed: bool
 ) -> None:
     """Put cosines of the tiny model, computed by numpy, in the place of the published ones."""
-    monkeypatch.setattr(verify, "texts", lambda: TEXTS)
+    for kind in ("search", "evaluation"):
+        monkeypatch.setattr(f"convert.texts.{kind}", lambda: TEXTS)
     recipe = RECIPES[JINA_CODE]
     published = recipe.published_cosines
     assert published is not None
