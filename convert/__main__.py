@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert import verify
+import msgspec
+
+from convert import plot, verify
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
 from convert.recipe import Recipe
@@ -15,6 +17,13 @@ from service import manifest as contract
 from service.errors import BakeError, BundleError, ProjectError
 from service.files import check_hashes
 from service.manifest import MANIFEST_FILE, Manifest, Precision
+
+
+class Mixed(msgspec.Struct):
+    """The part of a manifest that a mixture is read from, whatever its version."""
+
+    mixture: dict[str, Precision]
+
 
 DEFAULT_OUT = Path("onnx_models")
 VERIFY_COMMAND = "verify"
@@ -57,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
         "--task", type=_words, help="comma-separated tasks of a model with adapters; default: all of them"
     )
     parser.add_argument("--verify", type=Verification, choices=list(Verification), default=Verification.AUTO)
+    parser.add_argument(
+        "--mixture",
+        type=_mixture,
+        metavar="none|MANIFEST",
+        help="layers that int8 leaves to int8-block: none, or a manifest.json's; default: searched for",
+    )
+    parser.add_argument(
+        "--plot", action="store_true", help="with verify: draw speed and quality, beside the bundle"
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there already")
     parser.add_argument("--offline", action="store_true", help="take hub files from the local cache only")
     return parser
@@ -67,6 +85,16 @@ def _precisions(value: str) -> tuple[Precision, ...]:
         return tuple(dict.fromkeys(Precision(part.strip()) for part in value.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r}: choose from {', '.join(Precision)}") from None
+
+
+def _mixture(value: str) -> dict[str, Precision]:
+    """Take the mixture that a manifest holds: a bake with it makes the same graphs without a search."""
+    if value == "none":
+        return {}
+    try:
+        return msgspec.json.decode(Path(value).read_bytes(), type=Mixed).mixture
+    except (OSError, msgspec.DecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{value!r} is no manifest with a mixture: {error}") from None
 
 
 def _words(value: str) -> tuple[str, ...]:
@@ -99,6 +127,7 @@ def _bake(recipe: Recipe, options: argparse.Namespace) -> None:
         precisions=options.precision,
         tasks=options.task,
         verification=options.verify,
+        mixture=options.mixture,
         offline=options.offline,
     )
     _print_report(bake(recipe, request))
@@ -115,6 +144,9 @@ def _verify(recipe: Recipe, options: argparse.Namespace) -> None:
         raise BundleError(f"{name} holds no fp32 graph to compare with; bake it with --precision fp32,...")
     found = verify.checked(folder, manifest, recipe)
     _print_report(found)
+    if options.plot:
+        plot.speed_quality(found, path := options.out / f"{name}.png")
+        print(f"{name}: drawn in {path}")
     for variant in verify.failed(found):
         raise BundleError(
             f"{name}: {variant.file} differs from the published reference values: these are not the "

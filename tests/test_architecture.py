@@ -49,7 +49,7 @@ CONVERT_LAYERS: list[set[str]] = [
     {"quantize", "mixture"},
     {"multimodal"},
     {"build", "describe", "bundle", "running"},
-    {"reference", "tuning"},
+    {"reference", "tuning", "plot"},
     {"verify"},
     {"bake"},
     {"__main__"},
