@@ -1,4 +1,6 @@
-"""Quantized forms of a float32 graph. Each scheme rewrites one node from one tensor and knows no model.
+"""Other forms of a float32 graph: the schemes by precision. Each knows no model.
+
+Those of 8 bits rewrite one node from one tensor, those of 16 bits the whole graph.
 
 A linear layer is a MatMul whose second input is a constant; a table is a large constant that a Gather reads.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from convert import blocks, int8
+from convert import blocks, half, int8
 from convert.graph import Constant, Graph
 from convert.rewriting import Rewrite, Rewriting
 from service.manifest import Precision
@@ -22,6 +24,8 @@ LINEAR_SCHEMES: dict[Precision, Rewrite] = {
 
 def quantize(graph: Graph, precision: Precision) -> Graph:
     """Return the graph with its linear layers and tables in another precision; fp32 is the graph itself."""
+    if precision in half.FORMATS:
+        return half.rewritten(graph, precision)
     if precision not in LINEAR_SCHEMES:
         return graph
     target = Graph(graph.name, graph.is_flat, inputs=graph.inputs, outputs=graph.outputs)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from convert import progress, quality, reference, running
+from convert import emulation, progress, quality, reference, running
 from convert.recipe import Recipe
 from service import host
-from service.errors import BakeError, ProjectError
+from service.errors import BakeError, ModelOutputInvalid, ProjectError
 from service.figures import Speed
 from service.manifest import Kind, Manifest, Precision, Variant
 
@@ -28,10 +28,10 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Measured:
-    """What one variant computed, and how fast it was."""
+    """What one variant computed, and how fast it was where that says something of the format."""
 
-    answers: Floats
-    speed: Speed
+    answers: Floats | None  # None: a value was not finite
+    speed: Speed | None
 
 
 def texts() -> list[str]:
@@ -61,9 +61,9 @@ def verified(folder: Path, manifest: Manifest, on_text: running.OnText) -> Manif
     """Run every variant of a bundle, fp32 among them; return the manifest with the figures filled in."""
     measured = {variant.file: measure(folder, manifest, variant, on_text) for variant in manifest.variants}
     exact = {
-        variant.task: measured[variant.file].answers
+        variant.task: answers
         for variant in manifest.variants
-        if variant.precision == Precision.FP32
+        if variant.precision == Precision.FP32 and (answers := measured[variant.file].answers) is not None
     }
     variants = tuple(
         _with_figures(manifest.kind, variant, measured[variant.file], exact[variant.task])
@@ -73,11 +73,17 @@ def verified(folder: Path, manifest: Manifest, on_text: running.OnText) -> Manif
 
 
 def measure(folder: Path, manifest: Manifest, variant: Variant, on_text: running.OnText) -> Measured:
-    """Open a variant, run it on the built-in texts and time it."""
+    """Open a variant, run it on the built-in texts and time it; a 16-bit one by a stand-in, untimed."""
     try:
-        model = running.open_variant(folder, manifest, variant)
-        answers = running.answers(model, variant, texts(), on_text)
-        return Measured(answers, running.speed(model, variant, texts()))
+        with emulation.runnable(folder, manifest, variant) as (shown, stand_in):
+            model = running.open_variant(folder, shown, stand_in)
+            answers = running.answers(model, stand_in, texts(), on_text)
+            speed = running.speed(model, variant, texts()) if stand_in is variant else None
+            return Measured(answers, speed)
+    except ModelOutputInvalid:
+        if variant.precision == Precision.FP32:
+            raise
+        return Measured(None, None)
     except ProjectError:
         raise
     except Exception as error:  # ONNX Runtime has one class per status code and no common parent
@@ -103,7 +109,7 @@ def report(manifest: Manifest) -> Iterable[str]:
     """Describe every variant in a line."""
     for variant in manifest.variants:
         state = "verified" if variant.verified else "NOT VERIFIED"
-        if variant.speed is None:
+        if not (variant.speed or variant.quality or variant.rank_quality):
             state = "not measured"
         parts = [f"{manifest.name}{_of_task(variant)} {variant.precision}: {state}", *_figures(variant)]
         yield "; ".join(parts)
@@ -136,6 +142,8 @@ def _of_task(variant: Variant) -> str:
 def _with_figures(kind: Kind, variant: Variant, measured: Measured, exact: Floats) -> Variant:
     variant = replace(variant, speed=measured.speed)
     is_exact = variant.precision == Precision.FP32
+    if measured.answers is None:
+        return replace(variant, verified=False)
     if kind == Kind.RERANKER:
         ranks = quality.of_scores(measured.answers, exact)
         return replace(variant, rank_quality=ranks, verified=is_exact or quality.is_good(ranks))
