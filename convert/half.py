@@ -2,8 +2,9 @@
 
 A value stays float32 where 16 bits cost more than they save: what an exact MatMul computes (small heads, and
 angles of rotary positions, which grow with the text), what is cast to float32 from integers (the shares of a
-mean), and what follows from those. A node computes in the width of the first value it takes; other values and
-its constants are cast to it. Norms keep their sums in float32 by themselves; every output is float32.
+mean), and what follows from those. A node computes in the width of the first value it takes; its other values,
+constants and inputs of the graph are cast to it. Norms keep their sums in float32 by themselves; every output
+is float32.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class _Rewriter:
         self._graph, self._target, self._precision = graph, target, precision
         self._format = FORMATS[precision]
         inputs = [(value.name, value.type.tensor_type.elem_type) for value in graph.inputs]
-        self._types = {name: kind for name, kind in inputs if kind == FLOAT}  # of float values alone
+        self._inputs = {name for name, kind in inputs if kind == FLOAT}
+        self._types = dict.fromkeys(self._inputs, FLOAT)  # of float values alone
         self._outputs = {value.name for value in graph.outputs}
 
     def run(self) -> None:
@@ -92,10 +94,10 @@ class _Rewriter:
             return FLOAT if to == FLOAT else None
         if old.op_type == "MatMul" and old.name in self._graph.exact:
             return FLOAT
-        values = [self._types[name] for name in old.input if name in self._types]
+        values = [self._types[name] for name in old.input if name in self._types.keys() - self._inputs]
         if values:
             return values[0]
-        has_floats = any(self._is_float_constant(name) for name in old.input)
+        has_floats = any(name in self._inputs or self._is_float_constant(name) for name in old.input)
         return self._format.tensor_type if has_floats else None
 
     def _is_float_constant(self, name: str) -> bool:

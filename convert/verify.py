@@ -107,12 +107,17 @@ def failed(manifest: Manifest) -> list[Variant]:
 
 def report(manifest: Manifest) -> Iterable[str]:
     """Describe every variant in a line."""
+    is_measured = any(map(_has_figures, manifest.variants))
     for variant in manifest.variants:
         state = "verified" if variant.verified else "NOT VERIFIED"
-        if not (variant.speed or variant.quality or variant.rank_quality):
-            state = "not measured"
+        if not _has_figures(variant):
+            state = f"{state}: computes values that are not finite" if is_measured else "not measured"
         parts = [f"{manifest.name}{_of_task(variant)} {variant.precision}: {state}", *_figures(variant)]
         yield "; ".join(parts)
+
+
+def _has_figures(variant: Variant) -> bool:
+    return bool(variant.speed or variant.quality or variant.rank_quality)
 
 
 def _figures(variant: Variant) -> Iterable[str]:
