@@ -2,7 +2,7 @@
 
 A value stays float32 where 16 bits cost more than they save: what an exact MatMul computes (small heads, and
 angles of rotary positions, which grow with the text), what is cast to float32 from integers (the shares of a
-mean), and what follows from those. A node computes in the width of the first value it takes; its other values,
+mean), and what follows from those. A node computes in the width of the first value it takes; other values,
 constants and inputs of the graph are cast to it. Norms keep their sums in float32 by themselves; every output
 is float32.
 """
