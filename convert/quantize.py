@@ -1,4 +1,6 @@
-"""Quantized forms of a float32 graph. Each scheme rewrites one node from one tensor and knows no model.
+"""Other forms of a float32 graph: the schemes by precision. Each knows no model.
+
+Those of 8 bits rewrite one node from one tensor, those of 16 bits the whole graph.
 
 A linear layer is a MatMul whose second input is a constant; a table is a large constant that a Gather reads.
 """
@@ -10,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from convert import blocks, int8
+from convert import blocks, half, int8
 from convert.calibrated import LinearInput
 from convert.graph import Constant, Graph
 from convert.rewriting import Rewrite, Rewriting, inputs_of, linear_weight
@@ -36,6 +38,8 @@ def quantize(
     `inputs` is what calibration saw, by the values that enter linear layers; `mixture` names the layers that
     have another precision than the rest.
     """
+    if precision in half.FORMATS:
+        return half.rewritten(graph, precision)
     if precision == Precision.FP32:
         return graph
     if precision not in LINEAR_SCHEMES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from service.embedding import EmbeddingModel
 from service.errors import BundleError
 from service.figures import Speed
 from service.graphs import Graphs
-from service.manifest import BASE_TASK, Kind, Manifest, Output, Variant
+from service.manifest import BASE_TASK, Kind, Manifest, Output, Precision, Variant
 from service.options import EmbedOptions
 from service.reranking import Reranker
 from service.scheduler import Scheduler
@@ -23,6 +23,7 @@ from service.session import Session, SessionSettings
 BATCH_TOKENS = 1024
 SPEED_ROWS, SPEED_TOKENS, SPEED_RUNS = 8, 128, 7
 SPEED_SECONDS = 10  # no further run after these: large models take long, and vary less
+UNTIMED = frozenset({Precision.FP16, Precision.BF16})  # they have no CPU kernels
 NUM_QUERIES = 8  # of the texts a reranker is measured on; those behind them are the documents
 MAX_DOCUMENTS = 32  # a pair takes a second of a large model
 
@@ -86,24 +87,48 @@ def vectors(
     return np.stack(rows)
 
 
-def speed(model: Model, variant: Variant, texts: Sequence[str]) -> Speed:
-    """Time the best of a few runs of full rows of real tokens: what else the host does only adds time."""
+def speeds(
+    folder: Path, manifest: Manifest, variants: Sequence[Variant], texts: Sequence[str]
+) -> dict[str, Speed]:
+    """Time variants, by files, in turns, as many at once as the free memory holds; none in 16 bits.
+
+    In turns, so that whatever else the host does slows all of them alike.
+    """
+    timed = [variant for variant in variants if variant.precision not in UNTIMED]
+    found: dict[str, Speed] = {}
+    while timed:
+        room = host.available_memory() or 0
+        models: dict[str, tuple[Model, Variant]] = {}
+        while timed and (not models or 2 * (host.available_memory() or 0) >= room):
+            variant = timed.pop(0)
+            models[variant.file] = open_variant(folder, manifest, variant), variant
+        found |= _timed(models, texts)
+    return found
+
+
+def _timed(models: Mapping[str, tuple[Model, Variant]], texts: Sequence[str]) -> dict[str, Speed]:
+    """Take the best of a few runs of full rows of real tokens: what else the host does only adds time."""
+    (model, _), *_ = models.values()
     limit = model.manifest.max_tokens
     tokens = np.concatenate([tokens.ids for tokens in model.tokenizer.encode(texts, limit)])
     num_tokens = min(SPEED_TOKENS, limit)
     inputs = inference.stacker(model.manifest)(list(np.resize(tokens, (SPEED_ROWS, num_tokens))))
     (output, *_) = model.manifest.outputs
-    session = model.graphs.session(variant.task)
-    seconds: list[float] = []
-    while len(seconds) < 2 or (len(seconds) < SPEED_RUNS and sum(seconds) < SPEED_SECONDS):
-        begin = time.perf_counter()
-        session.run(inputs, [output])
-        seconds.append(time.perf_counter() - begin)
-    return Speed(
-        tokens_per_second=round(SPEED_ROWS * num_tokens / min(seconds), 1),
-        instruction_set=host.instruction_set(),
-        num_threads=host.num_usable_cores(),
-    )
+    seconds: dict[str, list[float]] = {file: [] for file in models}
+    for _ in range(SPEED_RUNS):
+        for file, (opened, variant) in models.items():
+            if len(seconds[file]) < 2 or sum(seconds[file]) < SPEED_SECONDS:
+                begin = time.perf_counter()
+                opened.graphs.session(variant.task).run(inputs, [output])
+                seconds[file].append(time.perf_counter() - begin)
+    return {
+        file: Speed(
+            tokens_per_second=round(SPEED_ROWS * num_tokens / min(times), 1),
+            instruction_set=host.instruction_set(),
+            num_threads=host.num_usable_cores(),
+        )
+        for file, times in seconds.items()
+    }
 
 
 def token_states(model: Model, variant: Variant, ids: Sequence[int], mask: Sequence[int]) -> Floats:

@@ -6,30 +6,22 @@ The figures go into the manifest. Nothing here changes a graph.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from convert import progress, quality, reference, running, texts
+from convert import emulation, progress, quality, reference, running, texts
 from convert.recipe import Recipe
 from service import host
-from service.errors import BakeError, ProjectError
+from service.errors import BakeError, ModelOutputInvalid, ProjectError
 from service.figures import Quality, RankQuality, Speed
 from service.manifest import Kind, Manifest, Precision, Variant
 
 FP32_MEMORY_FACTOR = 1.5  # of the weights' size: they are prepacked, and states come on top
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one variant computed, and how fast it was."""
-
-    answers: Floats
-    speed: Speed
 
 
 def fits_memory(fp32_bytes: int) -> bool:
@@ -51,25 +43,38 @@ def checked(folder: Path, manifest: Manifest, recipe: Recipe) -> Manifest:
 
 def verified(folder: Path, manifest: Manifest, on_text: running.OnText) -> Manifest:
     """Run every variant of a bundle, fp32 among them; return the manifest with the figures filled in."""
-    measured = {variant.file: measure(folder, manifest, variant, on_text) for variant in manifest.variants}
+    answers = {variant.file: measured(folder, manifest, variant, on_text) for variant in manifest.variants}
     exact = {
-        variant.task: measured[variant.file].answers
+        variant.task: found
         for variant in manifest.variants
-        if variant.precision == Precision.FP32
+        if variant.precision == Precision.FP32 and (found := answers[variant.file]) is not None
     }
-    variants = tuple(
-        _with_figures(manifest.kind, variant, measured[variant.file], exact[variant.task])
+    speeds: dict[str, Speed] = {}
+    for task in exact:
+        variants = [variant for variant in manifest.variants if variant.task == task]
+        speeds |= running.speeds(folder, manifest, variants, texts.evaluation())
+    figured = tuple(
+        _with_figures(
+            manifest.kind,
+            replace(variant, speed=speeds.get(variant.file)),
+            answers[variant.file],
+            exact[variant.task],
+        )
         for variant in manifest.variants
     )
-    return replace(manifest, variants=variants)
+    return replace(manifest, variants=figured)
 
 
-def measure(folder: Path, manifest: Manifest, variant: Variant, on_text: running.OnText) -> Measured:
-    """Open a variant, run it on the built-in texts and time it."""
+def measured(folder: Path, manifest: Manifest, variant: Variant, on_text: running.OnText) -> Floats | None:
+    """Run a variant on the texts for evaluation, a 16-bit one by a stand-in; None: not all is finite."""
     try:
-        model = running.open_variant(folder, manifest, variant)
-        answers = running.answers(model, variant, texts.evaluation(), on_text)
-        return Measured(answers, running.speed(model, variant, texts.evaluation()))
+        with emulation.runnable(folder, manifest, variant) as (shown, stand_in):
+            model = running.open_variant(folder, shown, stand_in)
+            return running.answers(model, stand_in, texts.evaluation(), on_text)
+    except ModelOutputInvalid:
+        if variant.precision == Precision.FP32:
+            raise
+        return None
     except ProjectError:
         raise
     except Exception as error:  # ONNX Runtime has one class per status code and no common parent
@@ -93,12 +98,17 @@ def failed(manifest: Manifest) -> list[Variant]:
 
 def report(manifest: Manifest) -> Iterable[str]:
     """Describe every variant in a line."""
+    is_measured = any(map(_has_figures, manifest.variants))
     for variant in manifest.variants:
         state = "verified" if variant.verified else "NOT VERIFIED"
-        if variant.speed is None:
-            state = "not measured"
+        if not _has_figures(variant):
+            state = f"{state}: computes values that are not finite" if is_measured else "not measured"
         parts = [f"{manifest.name}{_of_task(variant)} {variant.precision}: {state}", *_figures(variant)]
         yield "; ".join(parts)
+
+
+def _has_figures(variant: Variant) -> bool:
+    return bool(variant.speed or variant.quality or variant.rank_quality)
 
 
 def _figures(variant: Variant) -> Iterable[str]:
@@ -125,9 +135,10 @@ def _of_task(variant: Variant) -> str:
     return f" {variant.task}" if variant.task else ""
 
 
-def _with_figures(kind: Kind, variant: Variant, measured: Measured, exact: Floats) -> Variant:
-    variant = replace(variant, speed=measured.speed)
-    found = quality.compared(kind, measured.answers, exact)
+def _with_figures(kind: Kind, variant: Variant, answers: Floats | None, exact: Floats) -> Variant:
+    if answers is None:
+        return replace(variant, verified=False)
+    found = quality.compared(kind, answers, exact)
     return replace(
         variant,
         quality=found if isinstance(found, Quality) else None,
