@@ -60,9 +60,9 @@ def searched(subjects: Sequence[Subject], on_step: Callable[[], object]) -> dict
     on_step()
     if not bad:
         return {}
-    order = _by_effect(bad[0], on_step)
+    order = by_effect(bad[0], on_step)
     for share in SHARES:
-        left = _largest(order, bad[0].sizes, share)
+        left = first(order, bad[0].sizes, share)
         switches = np.array([name not in left for name in names])
         is_enough = all(subject.is_good(switches) for subject in bad)
         on_step()
@@ -76,7 +76,7 @@ def num_steps(num_layers: int) -> int:
     return 1 + num_layers + len(SHARES)
 
 
-def _by_effect(subject: Subject, on_step: Callable[[], object]) -> list[str]:
+def by_effect(subject: Subject, on_step: Callable[[], object]) -> list[str]:
     """Order the layers by how far each, rounded alone, moves the answers, for every weight of it."""
     names = list(subject.sizes)
     effects: dict[str, float] = {}
@@ -89,7 +89,7 @@ def _by_effect(subject: Subject, on_step: Callable[[], object]) -> list[str]:
     return sorted(names, key=lambda name: -effects[name])
 
 
-def _largest(order: Sequence[str], sizes: Mapping[str, int], share: float) -> set[str]:
+def first(order: Sequence[str], sizes: Mapping[str, int], share: float) -> set[str]:
     """Take the first layers whose weights together stay within a share of all."""
     room, taken = share * sum(sizes.values()), set()
     for name in order:

@@ -86,15 +86,21 @@ def calibrated(staged: Path, manifest: Manifest, graphs: GraphsByTask) -> Tuned:
 
 def searched(staged: Path, manifest: Manifest, tuned: Tuned) -> dict[str, Precision]:
     """Search for the layers that int8 leaves to a more accurate scheme, the same ones in every task."""
+    with subjects(staged, manifest, tuned) as found:
+        steps = mixture.num_steps(len(found[0].sizes))
+        with progress.bar(steps, "search", "step") as bar:
+            return mixture.searched(found, partial(bar.update, 1))
+
+
+@contextmanager
+def subjects(staged: Path, manifest: Manifest, tuned: Tuned) -> Iterator[list[mixture.Subject]]:
+    """Open, for a while, graphs that hold every linear layer in both forms, one a task."""
     made = {
-        task: switchable(graph, Precision.INT8, tuned.smoothed_inputs[task])
+        describe.graph_name(task): switchable(graph, Precision.INT8, tuned.smoothed_inputs[task])[0]
         for task, graph in tuned.smoothed.items()
     }
-    (_, names), *_ = made.values()
-    by_name = {describe.graph_name(task): graph for task, (graph, _) in made.items()}
-    with _written(staged, by_name), progress.bar(mixture.num_steps(len(names)), "search", "step") as bar:
-        subjects = [_subject(staged, manifest, task, graph) for task, graph in tuned.smoothed.items()]
-        return mixture.searched(subjects, partial(bar.update, 1))
+    with _written(staged, made):
+        yield [_subject(staged, manifest, task, graph) for task, graph in tuned.smoothed.items()]
 
 
 def _subject(staged: Path, manifest: Manifest, task: str | None, graph: Graph) -> mixture.Subject:

@@ -26,6 +26,7 @@ from tests.bench import (
     listwise,
     models,
     options,
+    quality,
     retrieval,
     server,
     single,
@@ -131,6 +132,17 @@ def _parts(wanted: Sequence[Part], found: Texts) -> list[Part]:
     return [part for part in wanted if part in MEASUREMENTS and (part != Part.RETRIEVAL or found.retrieval)]
 
 
+def _measure_quality(chosen: argparse.Namespace) -> None:
+    found, code = texts.load(chosen.xquad), texts.load_code(chosen.code)
+    sets = {"XQuAD en": found.retrieval, "code": code}
+    for name, missing in ((name, given is None) for name, given in sets.items()):
+        if missing:
+            print(f"{Part.QUALITY}: nDCG of {name} left out: its files are not here (--xquad, --code)")
+    present = {name: given for name, given in sets.items() if given}
+    measured = quality.measure(found.passages, present, chosen.runs)
+    _print_lines(quality.table(measured, options.command(Part.QUALITY, chosen)))
+
+
 def _measure_encoders(chosen: argparse.Namespace) -> None:
     for name in chosen.encoder_models:
         model = models.MODELS[name]
@@ -180,6 +192,7 @@ def _measure_bake(part: Part, deep: bake_layers.Deep, chosen: argparse.Namespace
 
 
 FULL_SIZE: dict[Part, Callable[[argparse.Namespace], None]] = {
+    Part.QUALITY: _measure_quality,
     Part.ENCODERS: _measure_encoders,
     Part.DECODERS: _measure_decoders,
     Part.LISTWISE: _measure_listwise,

@@ -17,6 +17,7 @@ from tests.bench.server import MODEL, TUNABLE
 
 DEFAULT_MODELS_DIR = Path("onnx_models")
 DEFAULT_XQUAD = Path("../shared/data/retrieval/xquad")
+DEFAULT_CODE = Path("../shared/data/retrieval/code")
 DEFAULT_RUNS, DEFAULT_SECONDS = 5, 8.0
 DEFAULT_ENCODERS = (Encoder.JINA_V3, Encoder.BGE_M3, Encoder.BGE_RERANKER)
 DEFAULT_DECODERS = (Decoder.QWEN3_06B,)
@@ -32,6 +33,7 @@ class Part(StrEnum):
     RETRIEVAL = "retrieval"
     BULK = "bulk"
     SINGLE = "single"
+    QUALITY = "quality"
     ENCODERS = "encoders"
     DECODERS = "decoders"
     LISTWISE = "listwise"
@@ -54,6 +56,7 @@ SAID = {
     Part.RETRIEVAL: (),
     Part.BULK: ("runs", "seconds"),
     Part.SINGLE: ("seconds",),
+    Part.QUALITY: ("runs",),
     Part.ENCODERS: ("encoder_models", "sizes", "runs", "tasks"),
     Part.DECODERS: ("decoder_models", "sizes", "runs"),
     Part.LISTWISE: ("documents", "runs"),
@@ -62,6 +65,7 @@ SAID = {
 }
 PLACES = {
     **dict.fromkeys(SMALL_PARTS, ("models_dir", "xquad")),
+    Part.QUALITY: ("xquad", "code"),
     Part.ENCODERS: ("xlmr_tokenizer", "work_dir"),
     Part.DECODERS: ("qwen_tokenizer", "torch_python", "work_dir"),
     Part.LISTWISE: ("xquad", "qwen_tokenizer", "torch_python", "work_dir"),
@@ -83,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     add("--precision", type=_several(Precision), metavar=",".join(Precision), help=f"{defaults}{MODEL}: all")
     add("--models-dir", type=Path, default=DEFAULT_MODELS_DIR, help="where bundles are (%(default)s)")
     add("--xquad", type=Path, default=DEFAULT_XQUAD, help="the retrieval set (%(default)s)")
+    add("--code", type=Path, default=DEFAULT_CODE, help="the retrieval set of code (%(default)s)")
     add("--runs", type=_positive(int), default=DEFAULT_RUNS, help="of all but single (%(default)s)")
     add("--seconds", type=_positive(float), default=DEFAULT_SECONDS, help="length of a run (%(default)s)")
     _add_full_size(made.add_argument_group("full-size models"))
@@ -126,7 +131,8 @@ def command(part: Part, options: argparse.Namespace, narrowed: Mapping[str, Any]
         values["sizes"] = sizes(part, options)
     words = [f"{name}={value}" for name, value in server.tuned().items()]
     words += [".venv/bin/python", "-m", "tests.bench", "--only", part]
-    words += ["--precision", ",".join(precisions(part, options))]
+    if part in PRECISIONS:
+        words += ["--precision", ",".join(precisions(part, options))]
     defaults = parser()
     changed = [name for name in PLACES[part] if values[name] != defaults.get_default(name)]
     for name in (*changed, *SAID[part]):

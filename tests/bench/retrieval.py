@@ -48,6 +48,14 @@ def measure(service: Service, texts: RetrievalSet) -> Figures:
     )
 
 
+def mean_ndcg(scores: Floats, texts: RetrievalSet) -> float:
+    """Return the mean nDCG of scores (questions, paragraphs)."""
+    names = list(texts.paragraphs)
+    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :DEPTH]
+    rankings = zip(texts.questions, ranked, strict=True)
+    return float(np.mean([ndcg(texts.gains[key], [names[index] for index in row]) for key, row in rankings]))
+
+
 def recall_at_1(gains: Mapping[str, float], ranking: Sequence[str]) -> float:
     """Return the share of the relevant paragraphs that is ranked first."""
     num_relevant = sum(gain > 0 for gain in gains.values())

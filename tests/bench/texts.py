@@ -46,14 +46,25 @@ def load(folder: Path) -> Texts:
     if not all((folder / name).exists() for name in (CORPUS_FILE, QUERIES_FILE, QRELS_FILE)):
         own = _shuffled(texts.evaluation())
         return Texts(f"the project's own {len(own)} sentences (XQuAD is not in {folder})", own, own, None)
-    found = RetrievalSet(
-        questions=_read_texts(folder / QUERIES_FILE),
-        paragraphs=_read_texts(folder / CORPUS_FILE),
-        gains=_read_gains(folder / QRELS_FILE),
-    )
+    found = _read_set(folder, CORPUS_FILE, QUERIES_FILE)
     source = f"XQuAD English, {len(found.paragraphs)} paragraphs, {len(found.questions)} questions"
     passages, questions = list(found.paragraphs.values()), list(found.questions.values())
     return Texts(source, _shuffled(passages), _shuffled(questions), found)
+
+
+def load_code(folder: Path) -> RetrievalSet | None:
+    """Read the set of functions and their descriptions; None if there is none."""
+    if not (folder / QRELS_FILE).exists():
+        return None
+    return _read_set(folder, "corpus.jsonl.gz", "queries.jsonl.gz")
+
+
+def _read_set(folder: Path, corpus: str, queries: str) -> RetrievalSet:
+    return RetrievalSet(
+        questions=_read_texts(folder / queries),
+        paragraphs=_read_texts(folder / corpus),
+        gains=_read_gains(folder / QRELS_FILE),
+    )
 
 
 def _shuffled(texts: list[str]) -> list[str]:

@@ -62,4 +62,4 @@ def test_a_graph_beyond_help_stays_fast() -> None:
 @pytest.mark.parametrize(("share", "expected"), [(0.5, {"a", "c"}), (0.1, {"c"}), (0.05, set())])
 def test_a_share_counts_weights_not_layers(share: float, expected: set[str]) -> None:
     sizes = {"a": 30, "b": 60, "c": 10}
-    assert mixture._largest(["a", "b", "c"], sizes, share) == expected
+    assert mixture.first(["a", "b", "c"], sizes, share) == expected
