@@ -5,10 +5,14 @@ A linear layer is a MatMul whose second input is a constant; a table is a large 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import onnx
 
-from convert import blocks, int8
+from convert import blocks, int4, int8
+from convert.calibrated import LinearInput
 from convert.graph import Constant, Graph
 from convert.rewriting import Rewrite, Rewriting
 from service.manifest import Precision
@@ -17,15 +21,22 @@ TABLE_MIN_VALUES = 1 << 16  # smaller tables stay float32: nothing to gain
 LINEAR_SCHEMES: dict[Precision, Rewrite] = {
     Precision.INT8: int8.linear,
     Precision.INT8_BLOCK: blocks.linear,
+    Precision.INT4: int4.linear,
 }
 
 
-def quantize(graph: Graph, precision: Precision) -> Graph:
-    """Return the graph with its linear layers and tables in another precision; fp32 is the graph itself."""
+NOTHING_KNOWN: Mapping[str, LinearInput] = MappingProxyType({})
+
+
+def quantize(graph: Graph, precision: Precision, inputs: Mapping[str, LinearInput] = NOTHING_KNOWN) -> Graph:
+    """Return the graph with its linear layers and tables in another precision; fp32 is the graph itself.
+
+    `inputs` tells what calibration showed of the values that enter linear layers, by their names in the graph.
+    """
     if precision not in LINEAR_SCHEMES:
         return graph
     target = Graph(graph.name, graph.is_flat, inputs=graph.inputs, outputs=graph.outputs)
-    rewriting = Rewriting(target, {})
+    rewriting = Rewriting(target, {}, inputs)
     for node in graph.nodes:
         rewrite, constant = _rewrite_for(graph, node, precision)
         if rewrite is not None and constant is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import onnx
 
+from convert.calibrated import LinearInput
 from convert.graph import Constant, Graph
 
 
@@ -16,6 +17,8 @@ class Rewriting:
 
     graph: Graph
     quantized_inputs: dict[str, tuple[str, str]]  # activation -> its 8-bit rows, their scales
+    # What is known of an activation that enters linear layers, by the value's name; empty without calibration.
+    inputs: Mapping[str, LinearInput] = field(default_factory=dict)
 
 
 Rewrite = Callable[[Rewriting, onnx.NodeProto, Constant], None]

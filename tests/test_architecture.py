@@ -32,10 +32,11 @@ SERVICE_LAYERS: list[set[str]] = [
     {"wsgi"},
 ]
 CONVERT_LAYERS: list[set[str]] = [
-    {"recipe", "graph", "progress", "torch_pickle", "quality", "vocabulary", "rounding", "vision_config"},
+    {"recipe", "graph", "progress", "torch_pickle", "quality", "vocabulary", "rounding", "vision_config"}
+    | {"calibrated"},
     {"encoder_recipes", "decoder_recipes", "multimodal_recipes"},
     {"catalog"},
-    {"weights", "torch_file", "pixels"},
+    {"weights", "torch_file", "pixels", "four_bits"},
     {"checkpoint", "prenorm"},
     {"lora", "source"},
     {"rotary"},
@@ -44,7 +45,7 @@ CONVERT_LAYERS: list[set[str]] = [
     {"encoder"},
     {"decoder", "vision"},
     {"heads", "decoder_heads", "rewriting"},
-    {"int8", "blocks"},
+    {"int8", "blocks", "int4"},
     {"quantize"},
     {"multimodal"},
     {"build", "describe", "bundle", "running"},
