@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from convert import blocks, half, int8
+from convert import blocks, half, int4, int8
 from convert.calibrated import LinearInput
 from convert.graph import Constant, Graph
 from convert.rewriting import Rewrite, Rewriting, inputs_of, linear_weight
@@ -24,6 +24,7 @@ SWITCHES = "switches"
 LINEAR_SCHEMES: dict[Precision, Rewrite] = {
     Precision.INT8: int8.linear,
     Precision.INT8_BLOCK: blocks.linear,
+    Precision.INT4: int4.linear,
 }
 
 

@@ -1,0 +1,53 @@
+"""Linear layers over 4-bit blocks, the small scheme: activations stay as they are. Knows no model."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import onnx
+
+from convert.calibrated import LinearInput
+from convert.four_bits import BLOCK_SIZE, FourBits, quantize_four_bits
+from convert.graph import Constant
+from convert.rewriting import Rewriting
+
+ACCURACY_LEVEL = 4  # of MatMulNBits
+
+
+def linear(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -> None:
+    """Multiply by weights in 4-bit blocks, each with its scale and zero point, rounded for the inputs known."""
+    graph, name = rewriting.graph, node.output[0]
+    inputs = rewriting.inputs.get(node.input[0])
+    num_inputs, num_outputs = weight.shape
+    num_blocks = -(-num_inputs // BLOCK_SIZE)
+    # Tasks that share a weight share its 4-bit form, rounded for the first one's inputs.
+    key = f"{weight.key}:int4"
+    parts = [
+        Constant(
+            key, (num_outputs, num_blocks, BLOCK_SIZE // 2), np.dtype(np.uint8),
+            lambda: _four_bits(weight, inputs).values,
+        ),
+        Constant(
+            f"{key}.scales", (num_outputs, num_blocks), np.dtype(np.float32),
+            lambda: _four_bits(weight, inputs).scales,
+        ),
+        Constant(
+            f"{key}.zeros", (num_outputs, -(-num_blocks // 2)), np.dtype(np.uint8),
+            lambda: _four_bits(weight, inputs).zeros,
+        ),
+    ]  # fmt: skip
+    names = [
+        graph.constant(f"{name}.{ending}", part)
+        for ending, part in zip(("blocks", "scales", "zeros"), parts, strict=True)
+    ]
+    attributes = {
+        "K": num_inputs, "N": num_outputs, "bits": 4, "block_size": BLOCK_SIZE, "accuracy_level": ACCURACY_LEVEL,
+    }  # fmt: skip
+    graph.op("MatMulNBits", name, [node.input[0], *names], attributes)
+
+
+# The three arrays of a quantized layer are written one after the other: the result is kept for the others.
+@lru_cache(maxsize=1)
+def _four_bits(weight: Constant, inputs: LinearInput | None) -> FourBits:
+    return quantize_four_bits(weight.read().astype(np.float32, copy=False), inputs)
