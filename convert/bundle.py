@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -64,17 +64,20 @@ class WeightsFile:
 
     def _append(self, content: bytes | memoryview) -> None:
         self._digest.update(content)
-        self._file.write(content)
+        with _writing(self._path):
+            self._file.write(content)
 
     def finish(self) -> FileRecord:
         """Flush to the disk; return size and hash."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with _writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return FileRecord(size=self._file.tell(), sha256=self._digest.hexdigest())
 
     def close(self) -> None:
-        """Close the file, finished or not."""
-        self._file.close()
+        """Close the file, finished or not: what a full disk has not taken is no loss then."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def weights_bytes(graphs: Mapping[str, Graph]) -> int:
@@ -116,11 +119,25 @@ def _initializer(weights: WeightsFile, name: str, constant: Constant, on_bytes: 
 
 def write_file(path: Path, content: bytes) -> FileRecord:
     """Write a small file and flush it to the disk; return size and hash."""
-    with path.open("wb") as file:
+    with _writing(path), path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     return FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into an error that names the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        out = path.parents[1]
+        free = shutil.disk_usage(out).free / 1e9
+        raise BakeError(
+            f"{path} cannot be written: {error.strerror}; {free:.1f} GB are free in {out}. Nothing was "
+            "published; free some space, or name another folder with --out"
+        ) from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from service import manifest as contract
 from service.embedding import EmbeddingModel, open_model
 from service.graphs import Graphs
+from service.manifest import Manifest
 from service.options import EmbedOptions
 from service.scheduler import Scheduler
 from service.session import Array, Floats, Session, SessionSettings
@@ -35,10 +36,10 @@ class Request:
 class Recorder:
     """Stands in for a model's graphs and their session: notes what it should run and answers zeros."""
 
-    def __init__(self, session: Session, dimensions: int) -> None:
+    def __init__(self, session: Session, manifest: Manifest) -> None:
         """Look like the session in all but `run`."""
         self._session = session
-        self._dimensions = dimensions
+        self.manifest = manifest
         self.runs: list[Run] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -53,7 +54,7 @@ class Recorder:
         """Note the run."""
         self.runs.append((inputs, outputs))
         num_rows = len(next(iter(inputs.values())))
-        return [np.zeros((num_rows, self._dimensions), dtype=np.float32) for _ in outputs]
+        return [np.zeros((num_rows, self.manifest.dimensions), dtype=np.float32) for _ in outputs]
 
 
 def open_as_served(service: Service) -> EmbeddingModel:
@@ -65,7 +66,7 @@ def open_as_served(service: Service) -> EmbeddingModel:
 
 def record(model: EmbeddingModel, texts: Sequence[str]) -> Request:
     """Return what the model would run for a request with these texts."""
-    recorder = Recorder(model.graphs.session(None), model.manifest.dimensions)
+    recorder = Recorder(model.graphs.session(None), model.manifest)
     recording = replace(model, graphs=cast(Graphs, recorder))
     embedded = recording.embed(texts, EmbedOptions(truncate=True))
     return Request(recorder.runs, embedded.num_tokens)

@@ -61,7 +61,7 @@ def _forms(folder: Path, manifest: Manifest, tuned: Tuned) -> Iterator[tuple[str
     with tuning.subjects(folder, manifest, tuned) as (subject, *_):
         order, sizes = mixture.by_effect(subject, lambda: None), subject.sizes
         chosen = mixture.searched([subject], lambda: None)
-    yield "fp32, again", Precision.FP32, plain
+    yield Precision.FP32, Precision.FP32, plain
     yield "int8, not smoothed", Precision.INT8, quantize(plain, Precision.INT8)
     yield Precision.INT8, Precision.INT8, quantize(smoothed, Precision.INT8, smoothed_seen, chosen)
     for share in SHARES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -286,3 +287,52 @@ def test_the_real_model_equals_the_reference_and_records_its_figures(real_models
 
 def test_the_time_of_a_bake_is_recorded(tiny_models: Path) -> None:
     assert abs(contract.load(tiny_models / MODEL).created - time.time()) < 3600
+
+
+def test_a_full_disk_ends_a_bake_with_the_remedy_and_leaves_the_old_bundle(
+    tiny_models: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A limit of the size of files is refused by the system at the same calls as a full disk."""
+    out = Path(shutil.copytree(tiny_models, tmp_path / "models"))
+    before = (out / MODEL / "manifest.json").read_bytes()
+    command = [sys.executable, "-m", "convert", MODEL, "--source", str(tiny_checkpoint), "--out", str(out)]
+    limit = (out / MODEL / "int8" / "weights.data").stat().st_size // 2
+    failed = subprocess.run(
+        ["prlimit", f"--fsize={limit}", *command, "--force"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert failed.returncode == 1
+    (line,) = [line for line in failed.stderr.splitlines() if "error" in line]
+    assert re.search(
+        r"weights\.data cannot be written: File too large; [\d.]+ GB are free in .*free some", line
+    )
+    assert (out / MODEL / "manifest.json").read_bytes() == before
+    files.check_hashes(out / MODEL, contract.load(out / MODEL).files)
+    assert not (out / f".{MODEL}.staging").exists()
+
+
+def test_a_mixture_is_replayed_and_an_unknown_layer_refused(
+    tiny_models: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baked = contract.load(tiny_models / MODEL)
+    assert baked.calibrated
+    layers = {"encoder.layer.1.output.dense": Precision.INT8_BLOCK}
+    given = tmp_path / "other.json"
+    given.write_bytes(contract.encode(replace(baked, mixture=layers)))
+    command = [MODEL, "--source", str(tiny_checkpoint), "--out", str(tmp_path), "--precision", "fp32,int8"]
+    assert main([*command, "--mixture", str(given)]) == 0
+    replayed = contract.load(tmp_path / MODEL)
+    assert replayed.mixture == layers
+    assert "search" not in capsys.readouterr().err
+    assert main([*command, "--mixture", "none", "--force"]) == 0
+    assert contract.load(tmp_path / MODEL).mixture == {}
+    assert contract.load(tmp_path / MODEL).files["int8/model.onnx"] != replayed.files["int8/model.onnx"]
+    given.write_bytes(contract.encode(replace(baked, mixture={"no.such.layer": Precision.INT8_BLOCK})))
+    assert main([*command, "--mixture", str(given), "--force"]) == 1
+    assert "no linear layer no.such.layer (mixture)" in capsys.readouterr().err
+
+
+def test_a_bake_that_runs_nothing_is_not_calibrated(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    request = BakeRequest(out=tmp_path, source=str(tiny_checkpoint), verification=Verification.SKIP)
+    manifest = bake(RECIPE, request)
+    assert not manifest.calibrated
+    assert [variant.verified for variant in manifest.variants] == [True, False, False]
