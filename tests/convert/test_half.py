@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from convert import emulation, half, verify
 from convert.bake import Verification
+from convert.bundle import write_graphs
 from convert.catalog import RECIPES
 from convert.graph import Constant, Graph, constant_in_parts, constant_of
 from convert.quantize import quantize
@@ -124,6 +126,28 @@ def test_a_stand_in_rounds_every_step_and_stays_near(models: Path, precision: Pr
     states = run(models / MINILM, precision, Output.TOKEN_EMBEDDINGS)
     dtype = half.FORMATS[precision].dtype
     assert np.array_equal(states, states.astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_a_stand_in_rounds_between_two_nodes(tmp_path: Path, precision: Precision) -> None:
+    """(1 + step)^2 - (1 + 2 step) is step^2, which no product of 16 bits holds beside 1: it is 0."""
+    step = np.float32(4 * STEPS[precision])
+    graph = Graph("one", is_flat=True)
+    graph.input("x", np.float32, ("rows", 1))
+    factor = graph.constant("factor", constant_of("factor", np.array([[1 + step]], np.float32)))
+    less = graph.constant("less", constant_of("less", np.array([-1 - 2 * step], np.float32)))
+    graph.op("Add", Output.POOLED, [graph.op("MatMul", "product", ["x", factor]), less])
+    graph.output(Output.POOLED, ("rows", 1))
+    found = {}
+    for kind in (Precision.FP32, precision):
+        write_graphs(tmp_path, kind, {"model": quantize(graph, kind)}, lambda count: None)
+        variant = Variant(precision=kind, file=f"{kind}/model.onnx")
+        manifest = replace(RECIPES[MINILM].manifest, variants=(variant,))
+        with emulation.runnable(tmp_path, manifest, variant) as (_, shown):
+            session = Session(tmp_path / shown.file, SessionSettings(num_threads=1))
+            (values,) = session.run({"x": np.array([[1 + step]], np.float32)}, [Output.POOLED])
+        found[kind] = values.item()
+    assert found == {Precision.FP32: pytest.approx(step**2), precision: 0.0}
 
 
 def test_nothing_of_a_stand_in_stays(models: Path) -> None:
