@@ -13,7 +13,7 @@ from onnx import numpy_helper, shape_inference
 from safetensors.numpy import load_file, save_file
 
 from convert import emulation, half, verify
-from convert.bake import Verification
+from convert.bake import BakeRequest, Verification, bake
 from convert.bundle import write_graphs
 from convert.catalog import RECIPES
 from convert.graph import Constant, Graph, constant_in_parts, constant_of
@@ -178,6 +178,19 @@ def test_every_model_is_measured_and_its_speed_is_not(
         else:
             assert variant.rank_quality
             assert variant.rank_quality.worst_score_error < 0.03
+
+
+def test_the_real_model_passes_its_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = verify.texts()[:60]
+    monkeypatch.setattr(verify, "texts", lambda: texts)
+    request = BakeRequest(
+        out=tmp_path, precisions=(Precision.FP32, *HALVES), verification=Verification.REQUIRE
+    )
+    found = {variant.precision: variant for variant in bake(RECIPES[MINILM], request).variants}
+    for precision, lowest in ((Precision.FP16, 0.9999), (Precision.BF16, 0.999)):
+        assert found[precision].verified
+        assert (quality := found[precision].quality) is not None
+        assert quality.mean_cosine > lowest
 
 
 @pytest.mark.parametrize("precision", HALVES)

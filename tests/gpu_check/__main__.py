@@ -23,7 +23,7 @@ from tests.gpu_check import parity, placement, speed
 from tests.gpu_check.sessions import provider
 from tests.qwen_vl import JINA_V4
 
-COMPARED = (Precision.FP32, Precision.FP16, Precision.BF16)
+COMPARED = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8_BLOCK)
 PARTS = ("parity", "placement", "speed")
 REMEDY = """On a host with an NVIDIA driver, CUDA and cuDNN come as wheels:
     .venv/bin/python -m pip install --constraint constraints.txt --editable '.[test,gpu]'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,11 @@ from service import manifest as contract
 from service.devices import CPU, Device, Kind
 from service.manifest import Manifest, Precision, Variant
 from tests.cuda_kernels import without_kernel
-from tests.gpu_check.sessions import Run, opened, runs, tower_run
+from tests.gpu_check.sessions import Run, graphs, opened
 
 # Largest error of an output, its norm by that of fp32 on the CPU. Stand-ins of tiny and golden models reach
 # 5e-3 in fp16 and 7e-2 in bf16; CUDA rounds the factors of fp32 products to 10 bits (TF32).
-LIMITS = {Precision.FP32: 5e-3, Precision.FP16: 1e-2, Precision.BF16: 1e-1}
+LIMITS = {Precision.FP32: 5e-3, Precision.FP16: 1e-2, Precision.BF16: 1e-1, Precision.INT8_BLOCK: 1e-1}
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,10 @@ def compared(folder: Path, device: Device) -> Iterator[Row]:
     """Compare every graph of a bundle that the device can run, and the vision tower."""
     manifest = contract.load(folder)
     exact = {variant.task: variant for variant in manifest.variants if variant.precision == Precision.FP32}
-    made = runs(folder, manifest)
-    for variant in manifest.variants:
-        yield from _of_variant(folder, manifest, (exact[variant.task], variant), made, device)
-    if manifest.vision:
-        tower = replace(manifest.variants[0], precision=Precision.FP32, file=manifest.vision.file)
-        yield from _of_variant(folder, manifest, (tower, tower), [tower_run(manifest)], device)
+    for variant, made in graphs(folder, manifest):
+        is_tower = manifest.vision is not None and variant.file == manifest.vision.file
+        pair = (variant if is_tower else exact[variant.task], variant)
+        yield from _of_variant(folder, manifest, pair, made, device)
 
 
 def _of_variant(

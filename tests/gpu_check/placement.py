@@ -17,7 +17,7 @@ from service.devices import Device, Kind
 from service.manifest import Manifest, Variant
 from tests.cuda_kernels import may_be_on_cpu
 from tests.gpu_check.parity import lacking
-from tests.gpu_check.sessions import Run, opened, runs
+from tests.gpu_check.sessions import Run, graphs, opened
 
 PROVIDERS = {Kind.CPU: "CPUExecutionProvider", Kind.CUDA: "CUDAExecutionProvider"}
 KERNEL_TIME = "_kernel_time"
@@ -36,8 +36,7 @@ class Placed:
 def misplaced(folder: Path, device: Device, wanted: Kind) -> Iterator[str]:
     """Describe the nodes of a bundle's graphs that ran elsewhere than wanted and compute no shape."""
     manifest = contract.load(folder)
-    made = runs(folder, manifest)
-    for variant in manifest.variants:
+    for variant, made in graphs(folder, manifest):
         if device.kind == Kind.CUDA and lacking(folder / variant.file):
             continue  # parity names it
         for node in nodes(folder, manifest, variant, device, made):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from convert import emulation
 from service import host, inference, multimodal, tokenization
 from service.devices import Device, Kind
 from service.inference import PER_TOKEN
-from service.manifest import TOKENIZER_FILE, Manifest, Output, Variant
+from service.manifest import TOKENIZER_FILE, Manifest, Output, Precision, Variant
 from service.multimodal import TextOrImage
 from service.scoring import sigmoid
 from service.session import Session, SessionSettings
@@ -72,6 +72,16 @@ def runs(folder: Path, manifest: Manifest) -> list[Run]:
         Run("padded", stack(sequences), tuple(map(len, sequences))),
         Run("alone", stack(sequences[:1]), (len(sequences[0]),)),
     ]
+
+
+def graphs(folder: Path, manifest: Manifest) -> list[tuple[Variant, list[Run]]]:
+    """List the graphs of a bundle, the vision tower among them, each with its runs."""
+    made = runs(folder, manifest)
+    found = [(variant, made) for variant in manifest.variants]
+    if manifest.vision:
+        tower = replace(manifest.variants[0], precision=Precision.FP32, file=manifest.vision.file)
+        found.append((tower, [tower_run(manifest)]))
+    return found
 
 
 def tower_run(manifest: Manifest) -> Run:
