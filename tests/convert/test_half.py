@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from onnx import numpy_helper, shape_inference
 from safetensors.numpy import load_file, save_file
 
 from convert import emulation, half, verify
-from convert.bake import Verification
+from convert.bake import BakeRequest, Verification, bake
+from convert.bundle import write_graphs
 from convert.catalog import RECIPES
 from convert.graph import Constant, Graph, constant_in_parts, constant_of
 from convert.quantize import quantize
@@ -126,6 +128,28 @@ def test_a_stand_in_rounds_every_step_and_stays_near(models: Path, precision: Pr
     assert np.array_equal(states, states.astype(dtype).astype(np.float32))
 
 
+@pytest.mark.parametrize("precision", HALVES)
+def test_a_stand_in_rounds_between_two_nodes(tmp_path: Path, precision: Precision) -> None:
+    """(1 + step)^2 - (1 + 2 step) is step^2, which no product of 16 bits holds beside 1: it is 0."""
+    step = np.float32(4 * STEPS[precision])
+    graph = Graph("one", is_flat=True)
+    graph.input("x", np.float32, ("rows", 1))
+    factor = graph.constant("factor", constant_of("factor", np.array([[1 + step]], np.float32)))
+    less = graph.constant("less", constant_of("less", np.array([-1 - 2 * step], np.float32)))
+    graph.op("Add", Output.POOLED, [graph.op("MatMul", "product", ["x", factor]), less])
+    graph.output(Output.POOLED, ("rows", 1))
+    found = {}
+    for kind in (Precision.FP32, precision):
+        write_graphs(tmp_path, kind, {"model": quantize(graph, kind)}, lambda count: None)
+        variant = Variant(precision=kind, file=f"{kind}/model.onnx")
+        manifest = replace(RECIPES[MINILM].manifest, variants=(variant,))
+        with emulation.runnable(tmp_path, manifest, variant) as (_, shown):
+            session = Session(tmp_path / shown.file, SessionSettings(num_threads=1))
+            (values,) = session.run({"x": np.array([[1 + step]], np.float32)}, [Output.POOLED])
+        found[kind] = values.item()
+    assert found == {Precision.FP32: pytest.approx(step**2), precision: 0.0}
+
+
 def test_nothing_of_a_stand_in_stays(models: Path) -> None:
     folder = models / MINILM
     manifest = contract.load(folder)
@@ -155,6 +179,19 @@ def test_every_model_is_measured_and_its_speed_is_not(
         else:
             assert variant.rank_quality
             assert variant.rank_quality.worst_score_error < 0.03
+
+
+def test_the_real_model_passes_its_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = verify.texts()[:60]
+    monkeypatch.setattr(verify, "texts", lambda: texts)
+    request = BakeRequest(
+        out=tmp_path, precisions=(Precision.FP32, *HALVES), verification=Verification.REQUIRE
+    )
+    found = {variant.precision: variant for variant in bake(RECIPES[MINILM], request).variants}
+    for precision, lowest in ((Precision.FP16, 0.9999), (Precision.BF16, 0.999)):
+        assert found[precision].verified
+        assert (quality := found[precision].quality) is not None
+        assert quality.mean_cosine > lowest
 
 
 @pytest.mark.parametrize("precision", HALVES)

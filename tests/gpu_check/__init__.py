@@ -1,0 +1,1 @@
+"""`make gpu-check`: whether graphs compute on CUDA what they compute on the CPU, where, and how fast."""
