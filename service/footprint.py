@@ -12,9 +12,19 @@ from pathlib import PurePosixPath
 
 from service.manifest import Manifest, Precision
 
-# ONNX Runtime prepacks linear layers into memory of its own, and what it read them from can be dropped;
-# tables stay mapped, but are read all the time. Prepacked copies, which are mapped and shared, take less.
-WEIGHTS_FACTOR = 1.1
+# ONNX Runtime prepacks linear layers into memory of its own, and what it read them from can be dropped.
+# Prepacked copies, which are mapped and shared, would take less.
+LINEAR_FACTOR = 1.1
+# The word table stays mapped: of its rows those that texts use are in memory. Chosen, not measured.
+TABLE_SHARE = 0.25
+TABLE_BYTES = {  # for each value of the word table; blocks of 32 values have a float32 scale
+    Precision.FP32: 4,
+    Precision.FP16: 2,
+    Precision.BF16: 2,
+    Precision.INT8: 1.125,
+    Precision.INT8_BLOCK: 1.125,
+    Precision.INT4: 1.125,
+}
 STATE_FLOATS = 26  # float32 at once for each token and channel of a run; 19 to 25 measured
 TOKENIZER_BYTES = 1200  # for each row of the vocabulary; 240 (WordPiece) to 1170 (Unigram) measured
 FLOAT_BYTES = 4
@@ -32,11 +42,13 @@ def needed_bytes(
         for variant in manifest.variants
         if variant.precision == precision and variant.task in (None, *tasks)
     }
+    table = manifest.vocabulary_size * manifest.dimensions * TABLE_BYTES[precision]
+    linear = sum(max(0, weights_bytes(manifest, file) - table) for file in files)
     if manifest.vision is not None:
-        files.add(manifest.vision.file)  # opened with the first image
-    weights = sum(weights_bytes(manifest, file) for file in files)
+        linear += weights_bytes(manifest, manifest.vision.file)  # opened with the first image
     states = STATE_FLOATS * FLOAT_BYTES * batch_tokens * manifest.dimensions
-    return round(weights * WEIGHTS_FACTOR) + states + TOKENIZER_BYTES * manifest.vocabulary_size
+    tokenizer = TOKENIZER_BYTES * manifest.vocabulary_size
+    return round(linear * LINEAR_FACTOR + table * TABLE_SHARE) + states + tokenizer
 
 
 def weights_bytes(manifest: Manifest, file: str) -> int:

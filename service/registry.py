@@ -160,13 +160,9 @@ class Registry:
         }
         choices = choose(manifest, self._settings.precision, self._site(), needs)
         loaded = loading.first_that_runs(manifest.name, choices, open_choice)
-        logs.write(
-            logging.INFO,
-            "model ready",
-            model=manifest.name,
-            **status.of_model(loaded),
-            **status.of_resources(loaded),
-        )
+        fields = status.of_choice(loaded.choice) | status.of_resources(loaded)
+        fields["verified"] = "verified" if loaded.choice.verified else "unverified"
+        logs.write(logging.INFO, "model ready", model=manifest.name, **fields)
         return loaded
 
     def _site(self) -> Site:

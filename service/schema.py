@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from service import inputs
+from service import inputs, status
 from service.embedding import Embeddings
 from service.encoding import EmbeddingType, Encoded
 from service.errors import InvalidRequest
@@ -171,10 +171,7 @@ def model_response(manifest: Manifest, choice: Choice) -> dict[str, Any]:
         "dimensions": manifest.default_dimensions if manifest.kind == Kind.EMBEDDING else None,
         "supports_multimodal": manifest.vision is not None,
         "tasks": list(manifest.task_variants) or None,
-        "device": str(choice.device),
-        "precision": choice.precision,
-        "verified": choice.verified,
-        "reason": choice.reason,
+        **status.of_choice(choice),
     }
 
 

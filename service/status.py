@@ -9,11 +9,11 @@ from typing import Any
 from service import host, providers
 from service.loading import Loaded
 from service.placement import Placement
+from service.selection import Choice
 
 
-def of_model(loaded: Loaded) -> dict[str, Any]:
+def of_choice(choice: Choice) -> dict[str, Any]:
     """Say where a model runs, in which precision, and why."""
-    choice = loaded.choice
     return {
         "device": str(choice.device),
         "precision": choice.precision,
@@ -40,6 +40,7 @@ def of_worker(placement: Placement, models: Sequence[Loaded]) -> dict[str, Any]:
             "memory_bytes": placement.memory_bytes,
         },
         "models": {
-            loaded.model.manifest.name: {**of_model(loaded), **of_resources(loaded)} for loaded in models
+            loaded.model.manifest.name: {**of_choice(loaded.choice), **of_resources(loaded)}
+            for loaded in models
         },
     }
