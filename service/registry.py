@@ -129,7 +129,8 @@ class Registry:
         place = self._placement
         broken = providers.unusable(place.device) if place.device.kind == DeviceKind.CUDA else ""
         if broken:
-            self._placement = replace(place, device=place.device if place.is_required else CPU, reason=broken)
+            device = place.device if place.is_required else CPU
+            self._placement = replace(place, device=device, reason=f"{place.device} does not work: {broken}")
         self._is_broken = bool(broken) and place.is_required
         logs.write(
             logging.INFO,
@@ -145,7 +146,7 @@ class Registry:
             check_hashes(bundle.folder, manifest.files)
         place, tasks = self._placement, _first_tasks(manifest, bundle)
         if self._is_broken:
-            raise BundleError(f"{place.device} does not work (DEVICE): {place.reason}")
+            raise BundleError(f"{place.reason} (DEVICE)")
 
         def open_choice(choice: Choice) -> Model:
             settings = SessionSettings(

@@ -361,7 +361,9 @@ def start(models: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         GUNICORN,
         cwd=PROJECT,
-        env=environment(HOST="127.0.0.1", PORT=str(free_port()), MODELS_DIR=str(models)) | settings,
+        env=environment(HOST="127.0.0.1", PORT=str(free_port()), MODELS_DIR=str(models))
+        | {"CUDA_VISIBLE_DEVICES": ""}  # of a host that has some
+        | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

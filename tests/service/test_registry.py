@@ -201,7 +201,10 @@ def test_a_gpu_that_does_not_work_leads_to_the_cpu_with_the_reason(
 ) -> None:
     monkeypatch.setattr(providers, "unusable", lambda device: "no kernel image")
     registry = placed(tiny_models, Placement(GPU, "a session runs on it"))
-    assert (registry.placement.device, registry.placement.reason) == (CPU, "no kernel image")
+    assert (registry.placement.device, registry.placement.reason) == (
+        CPU,
+        "cuda:1 does not work: no kernel image",
+    )
     assert [loaded.choice.device for loaded in registry.loaded()] == [CPU]
 
 
@@ -210,7 +213,7 @@ def test_a_gpu_that_is_named_and_does_not_work_fails_every_model(
 ) -> None:
     monkeypatch.setattr(providers, "unusable", lambda device: "no kernel image")
     registry = placed(tiny_models, Placement(GPU, is_required=True))
-    assert registry.failed() == {MODEL: "cuda:1 does not work (DEVICE): no kernel image"}
+    assert registry.failed() == {MODEL: "cuda:1 does not work: no kernel image (DEVICE)"}
 
 
 def test_models_share_the_memory_in_their_order(models: Path) -> None:
