@@ -53,7 +53,7 @@ class Choice:
     verified: bool
     reason: str
     device: Device = CPU
-    needed_bytes: int = 0  # of the host's memory, by estimate
+    needed_bytes: int = 0  # of the host's memory, by estimate; none where a GPU holds the weights
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class _Case:
 
     def choice(self, precision: Precision, reason: str, device: Device = CPU) -> Choice:
         verified = _is_verified(self.manifest, precision)
-        return Choice(precision, verified, reason, device, self.needs.get(precision, 0))
+        needed = self.needs.get(precision, 0) if device.kind == Kind.CPU else 0
+        return Choice(precision, verified, reason, device, needed)
 
     def fits(self, precision: Precision) -> bool:
         room = self.site.room_bytes
@@ -169,7 +170,7 @@ def _best(case: _Case, fitting: list[Precision], *, is_verified: bool) -> tuple[
         return case.wanted, "set by PRECISION"
     if not is_verified:
         best = min(fitting, key=BY_ACCURACY.index)
-        return best, "no precision of this bundle is verified: the most accurate one"
+        return best, "none of the precisions for the CPU is verified: the most accurate one"
     speeds = {precision: _speed(manifest, precision, instruction_set) for precision in fitting}
     if all(speeds.values()):
         fastest = max(fitting, key=lambda precision: speeds[precision])

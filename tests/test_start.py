@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,11 +16,11 @@ from typing import Any
 import httpx
 
 from tests.conftest import MODEL, START_SECONDS, Live
-from tests.processes import PROJECT
+from tests.processes import PROJECT, environment
 
 Serve = Callable[..., AbstractContextManager[Live]]
 HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": ""}  # of a host that has some
-# gunicorn's own configuration behind a probe that tells of two GPUs; the sessions find out that there are none.
+# gunicorn's own configuration behind a probe that tells of two GPUs; sessions find out that there are none.
 PRETENDING = f"""
 from pathlib import Path
 from service import placement
@@ -110,3 +112,30 @@ def test_a_gpu_that_is_named_and_does_not_work_is_an_error_of_every_model(
     assert body["status"] == "error"
     assert body["process"]["device"] == "cuda:1"
     assert body["failed"][MODEL].startswith("cuda:1 does not work: ")
+
+
+UNDER_ANOTHER_SERVER = """
+import time
+from falcon.testing import TestClient
+from service.wsgi import app
+
+client = TestClient(app)
+while client.simulate_get("/healthz").json["status"] == "loading":
+    time.sleep(0.01)
+print(client.simulate_get("/healthz?verbose=1").text)
+"""
+
+
+def test_without_gunicorn_the_process_places_itself(tiny_models: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", UNDER_ANOTHER_SERVER],
+        cwd=PROJECT,
+        env=environment(MODELS_DIR=str(tiny_models), **HIDDEN_GPUS),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=START_SECONDS,
+        check=True,
+    )
+    body = json.loads(ended.stdout)
+    assert body["process"]["device"] == body["models"][MODEL]["device"] == "cpu"
+    assert body["process"]["memory_bytes"] > 0

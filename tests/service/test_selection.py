@@ -211,7 +211,9 @@ def test_order_on_cuda(variants: Sequence[Variant], is_decoder: bool, expected: 
 
 
 def test_auto_goes_to_the_cpu_behind_cuda() -> None:
-    choices = choose(manifest(variant(FP32, 10), variant(INT8, 20), variant(FP16)), None, AUTO)
+    described = manifest(variant(FP32, 10), variant(INT8, 20), variant(FP16))
+    choices = choose(described, None, AUTO, NEEDS | {FP16: 2_000_000_000})
+    assert [choice.needed_bytes for choice in choices] == [0, 0, NEEDS[INT8]]  # of the host's memory
     assert [(choice.precision, choice.device) for choice in choices] == [
         (FP16, GPU), (FP32, GPU), (INT8, CPU),
     ]  # fmt: skip
@@ -245,6 +247,12 @@ def test_by_name_on_cuda(wanted: Precision) -> None:
     (choice,) = choose(manifest(*EVERYTHING[:-1], failed(BF16)), wanted, FORCED)
     assert (choice.precision, choice.device, choice.reason) == (wanted, GPU, "set by PRECISION")
     assert choice.verified == (wanted != BF16)
+
+
+def test_cuda_needs_no_room_on_the_host() -> None:
+    site = Site("avx2", GPU, room_bytes=10)
+    choices = choose(manifest(variant(FP32), variant(FP16)), None, site, NEEDS)
+    assert [choice.device for choice in choices] == [GPU, GPU]  # and no CPU behind: it would not fit
 
 
 def test_half_floats_by_name_have_no_cpu_behind_them() -> None:
