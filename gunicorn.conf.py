@@ -5,23 +5,46 @@ A wrong setting ends the start here, in the master, with one line that names the
 
 import os
 import sys
+from typing import Any
 
 from service import bundles as _bundles
 from service import config as _config  # without the underscore gunicorn would take the names for settings
 from service import logs as _logs
+from service import placement as _placement
+from service import selection as _selection
 from service.errors import ConfigError
 
 try:
     _settings = _config.from_environment(os.environ)
     _bundles.check_start(_settings)
+    _plan = _placement.plan(_settings.device, _settings.workers)
+    _selection.check_precision(_settings.precision, _plan.places[0].device)
+    # Read again by every worker: threads and memory are shared by as many as there are.
+    os.environ["WORKERS"] = str(_plan.num_workers)
+    _settings = _config.from_environment(os.environ)
 except ConfigError as error:
     sys.exit(f"error: {error}")
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Give a new worker the place that the fewest hold: that of the one that died.
+
+    The plan stays that of the first start: at a reload the old workers still hold the memory.
+    """
+    server.plan = getattr(server, "plan", _plan)
+    worker.place = server.plan.least_used([other.place for other in server.WORKERS.values()])
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Tell the worker, which reads its settings after this."""
+    os.environ[_placement.VARIABLE] = server.plan.places[worker.place].encode()
+
 
 bind = (
     f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 )
 worker_class = "gthread"
-workers = _settings.workers
+workers = _plan.num_workers
 threads = _settings.threads
 preload_app = False  # ONNX Runtime's threads would not survive the fork
 timeout = 300  # seconds without a heartbeat; the heartbeat is a thread of its own, not a request

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,8 @@ def write_graphs(
                 _initializer(weights, name, value, on_bytes) for name, value in graph.constants.items()
             ]
             content = to_model(graph, initializers).SerializeToString(deterministic=True)
-            records[f"{folder}/{name}.onnx"] = write_file(target / f"{name}.onnx", content)
+            written = write_file(target / f"{name}.onnx", content)
+            records[f"{folder}/{name}.onnx"] = replace(written, weights_bytes=weights_bytes({name: graph}))
         records[f"{folder}/{WEIGHTS_FILE}"] = weights.finish()
     return records
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from convert import configs, heads, lora, pixels, vision_config
 from convert.checkpoint import Checkpoint
+from convert.decoder_config import DecoderConfig
 from convert.recipe import Recipe
 from service.errors import BakeError
 from service.files import sha256_of
@@ -36,6 +37,7 @@ def described(recipe: Recipe, opened: Checkpoint, source: Source) -> Manifest:
         dimensions=config.hidden_size,
         default_dimensions=min(recipe.manifest.default_dimensions or config.hidden_size, config.hidden_size),
         vocabulary_size=config.vocabulary_size,
+        is_decoder=isinstance(config, DecoderConfig),
         vision=_vision(recipe, opened),
         listwise=_listwise(recipe, opened, config.max_positions),
         outputs=heads.available(recipe.manifest.outputs, opened.weights),

@@ -25,6 +25,7 @@ from service.errors import (
 )
 from service.media import ImageReader
 from service.middleware import RequestLog
+from service.placement import Placement
 from service.registry import Registry
 from service.resources import RETRY_SECONDS, Embeddings, Health, Models, Rerank, Root
 from service.scheduler import Scheduler
@@ -42,9 +43,9 @@ FALCON_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_all
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
-def create_app(settings: Settings) -> App:  # type: ignore[type-arg]
+def create_app(settings: Settings, placement: Placement) -> App:  # type: ignore[type-arg]
     """Make the application; its models begin to load at once. Raises ConfigError when there are none."""
-    registry = Registry(settings, Scheduler(settings.max_batch_tokens))
+    registry = Registry(settings, Scheduler(settings.max_batch_tokens), placement)
     app = make_app(settings, registry)
     registry.start_loading()
     return app

@@ -8,7 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service import addresses, host
+from service import addresses, devices, host
+from service.devices import Wish
 from service.errors import ConfigError
 from service.manifest import Precision
 
@@ -19,13 +20,6 @@ Choice = TypeVar("Choice", bound=StrEnum)
 UNSUPPORTED = (
     "API_KEYS", "CORS_ORIGINS", "MAX_QUEUE_TOKENS", "RATE_LIMIT", "REQUEST_TIMEOUT",
 )  # fmt: skip
-
-
-class Device(StrEnum):
-    """Where sessions run."""
-
-    AUTO = "auto"
-    CPU = "cpu"
 
 
 class LogLevel(StrEnum):
@@ -52,10 +46,10 @@ class Settings:
     port: int = 8080
     models_dir: Path = Path("onnx_models")  # where bundles are
     models_to_load: tuple[str, ...] = ()  # model ids, tasks after `model:`; empty: all bundles found
-    device: Device = Device.AUTO
+    device: Wish = Wish()  # CUDA where it works, else the CPU
     precision: Precision | None = None  # None: chosen per model
     intra_op_threads: int = 1  # threads of one session
-    workers: int = 1  # gunicorn processes
+    workers: int | None = None  # gunicorn processes; None: one for each GPU, else one
     threads: int = 32  # requests a worker holds at once
     max_body_bytes: int = 32 * MEBIBYTE
     max_inputs: int = 2048  # inputs of one request
@@ -79,7 +73,7 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
         field: parse(name, present[name]) for name, (field, parse) in VARIABLES.items() if name in present
     }
     values = {field: value for field, value in values.items() if value is not None}
-    workers = values.get("workers", Settings.workers)
+    workers = values.get("workers", 1)
     values.setdefault("intra_op_threads", max(1, host.num_usable_cores() // workers))
     return Settings(**values)
 
@@ -120,10 +114,11 @@ def _one_of(choices: type[Choice]) -> Callable[[str, str], Choice]:
     return parse
 
 
-def _device(name: str, value: str) -> Device:
-    if value.lower().partition(":")[0] == "cuda":
-        raise ConfigError(f"{name}={value} is not supported by this version; use auto or cpu")
-    return _one_of(Device)(name, value)
+def _device(name: str, value: str) -> Wish:
+    try:
+        return devices.parse(value)
+    except ValueError:
+        raise ConfigError(f"{name} is {value!r}, must be auto, cpu, cuda or cuda:N") from None
 
 
 def _precision(name: str, value: str) -> Precision | None:

@@ -3,7 +3,8 @@
 ProjectError
 ├── ConfigError            a setting is wrong: the start stops
 ├── BundleError            a bundle is missing, broken or too new
-│   └── UnknownTask        a setting names a task that the bundle does not have
+│   ├── UnknownTask        a setting names a task that the bundle does not have
+│   └── NotOnDevice        a graph does not run on the device it was to run on
 ├── BakeError              a checkpoint cannot be baked
 ├── ImageError             an image cannot be fetched or read; becomes an InvalidRequest with its place
 └── RequestError           one request cannot be answered; has param and code
@@ -33,6 +34,10 @@ class BundleError(ProjectError):
 
 class UnknownTask(BundleError):
     """A setting names a task that the bundle does not have; the message names both."""
+
+
+class NotOnDevice(BundleError):
+    """A graph does not run on the device it was to run on; the message names both."""
 
 
 class BakeError(ProjectError):

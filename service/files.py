@@ -16,6 +16,7 @@ class FileRecord:
 
     size: int
     sha256: str
+    weights_bytes: int = 0  # of a graph: the weights it reads from other files; 0: not known
 
 
 def check_sizes(folder: Path, records: Mapping[str, FileRecord]) -> None:

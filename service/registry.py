@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 
-from service import embedding, host, logs, reranking
+from service import footprint, host, loading, logs, providers, status
 from service.bundles import Bundle, find_bundles
 from service.config import Settings
+from service.devices import CPU
+from service.devices import Kind as DeviceKind
 from service.embedding import EmbeddingModel
-from service.errors import InvalidRequest, ModelNotFound, ModelUnavailable, ProjectError
+from service.errors import BundleError, InvalidRequest, ModelNotFound, ModelUnavailable, ProjectError
 from service.files import check_hashes
 from service.graphs import Graphs
+from service.loading import Loaded, Model
 from service.manifest import Kind, Manifest
+from service.placement import Placement
 from service.reranking import Reranker
 from service.scheduler import Scheduler
-from service.selection import Choice, choose
+from service.selection import Choice, Site, choose
 from service.session import SessionSettings
-
-Model = EmbeddingModel | Reranker
 
 MAX_ECHO = 100  # characters of a caller's own text that an error repeats
 ROUTES = {Kind.EMBEDDING: "/v1/embeddings", Kind.RERANKER: "/v1/rerank"}  # where a kind of model answers
-OPENERS: dict[Kind, Callable[[Graphs, Scheduler], Model]] = {
-    Kind.EMBEDDING: embedding.open_model,
-    Kind.RERANKER: reranking.open_model,
-}
+UNLIMITED = Placement(reason="not placed")  # the CPU, with all the memory that a model may want
 
 
 class State(StrEnum):
@@ -39,20 +38,14 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model that serves and the precision chosen for it."""
-
-    model: Model
-    choice: Choice
-
-
 class Registry:
     """The models of one worker."""
 
-    def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
+    def __init__(self, settings: Settings, scheduler: Scheduler, placement: Placement = UNLIMITED) -> None:
         """Find the bundles. Raises ConfigError when there is nothing to serve."""
         self._settings = settings
+        self._placement = placement
+        self._is_broken = False  # a device that DEVICE names does not work
         self._scheduler = scheduler
         self._bundles = find_bundles(settings)
         self._loaded: dict[str, Loaded] = {}
@@ -69,6 +62,7 @@ class Registry:
 
     def load(self) -> None:
         """Load every bundle; a broken one is remembered with its reason and does not stop the others."""
+        self._check_device()
         for name, bundle in self._bundles.items():
             if not threading.main_thread().is_alive():
                 return  # the process is ending
@@ -125,27 +119,59 @@ class Registry:
             return State.FAILED
         return State.READY if len(self._loaded) == len(self._bundles) else State.LOADING
 
+    @property
+    def placement(self) -> Placement:
+        """Return where the models run; once they have begun to load, a device that has been tried."""
+        return self._placement
+
+    def _check_device(self) -> None:
+        """Try the GPU; where it does not work, go to the CPU, or fail every model if DEVICE names it."""
+        place = self._placement
+        broken = providers.unusable(place.device) if place.device.kind == DeviceKind.CUDA else ""
+        if broken:
+            device = place.device if place.is_required else CPU
+            self._placement = replace(place, device=device, reason=f"{place.device} does not work: {broken}")
+        self._is_broken = bool(broken) and place.is_required
+        logs.write(
+            logging.INFO,
+            "worker placed",
+            device=self._placement.device,
+            reason=self._placement.reason,
+            memory_bytes=self._placement.memory_bytes,
+        )
+
     def _open(self, bundle: Bundle) -> Loaded:
         manifest = bundle.load()
         if self._settings.verify_hashes:
             check_hashes(bundle.folder, manifest.files)
-        choice = choose(manifest, self._settings.precision, host.instruction_set())
-        session_settings = SessionSettings(num_threads=self._settings.intra_op_threads)
-        graphs = Graphs(bundle.folder, manifest, choice.precision, session_settings)
-        graphs.open(_first_tasks(manifest, bundle))
-        model = OPENERS[manifest.kind](graphs, self._scheduler)
-        model.warm_up()
-        logs.write(
-            logging.INFO,
-            "model ready",
-            model=manifest.name,
-            device="cpu",
-            precision=choice.precision,
-            verified="verified" if choice.verified else "unverified",
-            reason=choice.reason,
-            threads=session_settings.num_threads,
-        )
-        return Loaded(model, choice)
+        place, tasks = self._placement, _first_tasks(manifest, bundle)
+        if self._is_broken:
+            raise BundleError(f"{place.reason} (DEVICE)")
+
+        def open_choice(choice: Choice) -> Model:
+            settings = SessionSettings(
+                self._settings.intra_op_threads, device=choice.device, gpu_bytes=place.gpu_bytes
+            )
+            graphs = Graphs(bundle.folder, manifest, choice.precision, settings)
+            return loading.open_warm(graphs, tasks, self._scheduler)
+
+        needs = {
+            precision: footprint.needed_bytes(manifest, precision, tasks, self._settings.max_batch_tokens)
+            for precision in manifest.precisions
+        }
+        choices = choose(manifest, self._settings.precision, self._site(), needs)
+        loaded = loading.first_that_runs(manifest.name, choices, open_choice)
+        fields = status.of_choice(loaded.choice) | status.of_resources(loaded)
+        fields["verified"] = "verified" if loaded.choice.verified else "unverified"
+        logs.write(logging.INFO, "model ready", model=manifest.name, **fields)
+        return loaded
+
+    def _site(self) -> Site:
+        """Say what is left for one more model: memory is shared out by estimates, equal in every worker."""
+        place = self._placement
+        taken = sum(loaded.choice.needed_bytes for loaded in self._loaded.values())
+        room = None if place.memory_bytes is None else place.memory_bytes - taken
+        return Site(host.instruction_set(), place.device, place.is_required, room)
 
 
 def _first_tasks(manifest: Manifest, bundle: Bundle) -> Sequence[str | None]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from falcon import HTTP_503, Request, Response
 
-from service import bodies, encoding, schema
+from service import bodies, encoding, schema, status
 from service.media import ImageReader
 from service.registry import Registry, State
 
@@ -76,11 +76,12 @@ class Health:
     registry: Registry
 
     def on_get(self, req: Request, resp: Response) -> None:
-        """Answer 200 when every model is ready."""
+        """Answer 200 when every model is ready; with `verbose`, say what runs where."""
         state = self.registry.state()
-        resp.media = HEALTH_BODIES[state]
-        if state == State.FAILED:
-            resp.media = {**HEALTH_BODIES[state], "failed": self.registry.failed()}
+        failed = {"failed": self.registry.failed()} if state == State.FAILED else {}
+        resp.media = {**HEALTH_BODIES[state], **failed}
+        if req.get_param_as_bool("verbose", default=False):
+            resp.media |= status.of_worker(self.registry.placement, self.registry.loaded())
         if state != State.READY:
             resp.status = HTTP_503
         if state == State.LOADING:

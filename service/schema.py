@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from service import inputs
+from service import inputs, status
 from service.embedding import Embeddings
 from service.encoding import EmbeddingType, Encoded
 from service.errors import InvalidRequest
@@ -160,7 +160,7 @@ def rerank_response(model: str, asked: RerankRequest, ranking: Ranking) -> dict[
 
 
 def model_response(manifest: Manifest, choice: Choice) -> dict[str, Any]:
-    """Describe a loaded model; device, precision and verified extend the specification."""
+    """Describe a loaded model; device, precision, verified and reason extend the specification."""
     return {
         "id": manifest.name,
         "object": "model",
@@ -171,9 +171,7 @@ def model_response(manifest: Manifest, choice: Choice) -> dict[str, Any]:
         "dimensions": manifest.default_dimensions if manifest.kind == Kind.EMBEDDING else None,
         "supports_multimodal": manifest.vision is not None,
         "tasks": list(manifest.task_variants) or None,
-        "device": "cpu",
-        "precision": choice.precision,
-        "verified": choice.verified,
+        **status.of_choice(choice),
     }
 
 

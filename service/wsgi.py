@@ -3,9 +3,10 @@
 import logging.config
 import os
 
-from service import config, logs
+from service import config, logs, placement
 from service.app import create_app
 
 settings = config.from_environment(os.environ)
 logging.config.dictConfig(logs.dict_config(settings))
-app = create_app(settings)
+# gunicorn's master hands every worker its place; under another server this process is the only one.
+app = create_app(settings, placement.from_environment(os.environ) or placement.alone(settings.device))

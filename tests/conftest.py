@@ -201,12 +201,14 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractCon
     """Start gunicorn on a free port with the given settings; wait until it is ready, stop it at the end."""
 
     @contextmanager
-    def start(models: Path, *, wait: bool = True, **settings: str) -> Iterator[Live]:
+    def start(
+        models: Path, *, wait: bool = True, configuration: str = GUNICORN[-1], **settings: str
+    ) -> Iterator[Live]:
         port = free_port()
         log = tmp_path_factory.mktemp("gunicorn") / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                GUNICORN,
+                [*GUNICORN[:-1], configuration],
                 cwd=PROJECT,
                 env=environment(HOST=LOCALHOST, PORT=str(port), MODELS_DIR=str(models), **settings),
                 stdout=output,

@@ -18,14 +18,16 @@ SERVICE_LAYERS: list[set[str]] = [
     {"figures", "files", "limits", "vision", "addresses"},
     {"manifest", "host", "images", "windows", "fetching"},
     {"devices"},
-    {"config"},
-    {"logs", "selection", "bundles", "bodies", "options", "parsing"},
+    {"config", "placement", "providers"},
+    {"logs", "selection", "footprint", "bundles", "bodies", "options", "parsing", "probe"},
     {"tokenization", "chunking", "batching", "session", "pooling", "encoding"},
     {"scheduler", "late_chunking", "graphs", "multimodal", "media"},
     {"inference", "image_embedding", "inputs"},
     {"scoring"},
     {"pairs", "yes_no", "listwise"},
     {"embedding", "reranking"},
+    {"loading"},
+    {"status"},
     {"registry", "schema"},
     {"resources", "middleware"},
     {"app"},
@@ -65,7 +67,7 @@ RUNS_BUNDLES = {
 }
 # The one owner of each third-party package in the service.
 OWNERS = {
-    "onnxruntime": {"session"},
+    "onnxruntime": {"session", "providers"},
     "tokenizers": {"tokenization"},
     "sentencex": {"chunking"},
     "falcon": {"app", "resources", "middleware", "bodies"},

@@ -361,7 +361,9 @@ def start(models: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         GUNICORN,
         cwd=PROJECT,
-        env=environment(HOST="127.0.0.1", PORT=str(free_port()), MODELS_DIR=str(models)) | settings,
+        env=environment(HOST="127.0.0.1", PORT=str(free_port()), MODELS_DIR=str(models))
+        | {"CUDA_VISIBLE_DEVICES": ""}  # of a host that has some
+        | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -376,8 +378,8 @@ def start(models: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         ("PORT", "abc", "integer"),
         ("PORT", "70000", "65535"),
         ("PRECISION", "int5", "int8-block"),
-        ("DEVICE", "cuda", "not supported by this version"),
-        ("DEVICE", "cuda:1", "not supported by this version"),
+        ("DEVICE", "cuda", "jina-onnx-server[gpu]"),
+        ("DEVICE", "cuda:1", "DEVICE=auto"),
         ("DEVICE", "tpu", "cpu"),
         ("API_KEYS", "x", "not supported by this version"),
         ("REQUEST_TIMEOUT", "1", "not supported by this version"),

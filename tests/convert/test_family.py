@@ -26,7 +26,7 @@ from service.manifest import Manifest, Precision
 from service.options import EmbedOptions
 from service.registry import Registry
 from service.scheduler import Scheduler
-from service.selection import choose
+from service.selection import Site, choose
 from tests import xlmr
 from tests.xlmr import BGE_M3, BGE_RERANKER, V3
 
@@ -175,8 +175,9 @@ def test_a_task_that_is_not_served_does_not_decide_the_precision(models: Path) -
         for variant in manifest.variants
     )
     manifest = replace(manifest, variants=variants)
-    assert choose(manifest, None, "avx512_vnni").precision == Precision.FP32
-    assert choose(manifest.limited_to(TASKS[:1]), None, "avx512_vnni").precision == Precision.INT8
+    site = Site("avx512_vnni")
+    assert choose(manifest, None, site)[0].precision == Precision.FP32
+    assert choose(manifest.limited_to(TASKS[:1]), None, site)[0].precision == Precision.INT8
     assert Bundle(models / V3, TASKS[:1]).load().task_names == TASKS[:1]
 
 

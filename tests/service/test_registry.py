@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from service import bundles
+from service import bundles, embedding, footprint, host, loading, providers
+from service import manifest as contract
 from service.bundles import check_start
 from service.config import Settings
+from service.devices import CPU, Device
+from service.devices import Kind as DeviceKind
+from service.embedding import EmbeddingModel
 from service.errors import ConfigError, ModelNotFound, ModelUnavailable
-from service.manifest import Precision
+from service.graphs import Graphs
+from service.manifest import Kind, Precision
+from service.placement import Placement
 from service.registry import Registry, State
 from service.scheduler import Scheduler
 from tests import xlmr
 from tests.conftest import MODEL
+from tests.service.fakes import FakeSession
+
+GPU = Device(DeviceKind.CUDA, 1)
 
 
 def registry_of(models: Path, **settings: object) -> Registry:
@@ -119,3 +130,116 @@ def test_base_weights_alone_are_not_served(tmp_path: Path) -> None:
     registry = registry_of(tmp_path / "models")
     registry.load()
     assert "base weights alone" in registry.failed()[xlmr.V3]
+
+
+# --- where models run ------------------------------------------------------------------------------------
+
+
+def placed(models: Path, place: Placement, **settings: object) -> Registry:
+    """Load every model at a place."""
+    registry = Registry(Settings(models_dir=models, **settings), Scheduler(512), place)  # type: ignore[arg-type]
+    registry.load()
+    return registry
+
+
+@pytest.fixture
+def half_models(models: Path) -> Path:
+    """The tiny bundle with fp16 and bf16 beside the others: copies of fp32, which no test here opens."""
+    path = models / MODEL / contract.MANIFEST_FILE
+    content = json.loads(path.read_text())
+    (fp32,) = [variant for variant in content["variants"] if variant["precision"] == "fp32"]
+    for precision in ("fp16", "bf16"):
+        shutil.copytree(models / MODEL / "fp32", models / MODEL / precision)
+        content["variants"].append(fp32 | {"precision": precision, "file": f"{precision}/model.onnx"})
+        for name in ("model.onnx", "weights.data"):
+            content["files"][f"{precision}/{name}"] = content["files"][f"fp32/{name}"]
+    path.write_text(json.dumps(content))
+    return models
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Precision, Device]]:
+    """A GPU that works, but whose fp16 answers are NaN; note what is opened, on the GPU without a graph."""
+    asked: list[tuple[Precision, Device]] = []
+    monkeypatch.setattr(providers, "unusable", lambda device: "")
+    monkeypatch.setattr(Graphs, "open", lambda self, tasks: None)
+
+    def open_fake(graphs: Graphs, scheduler: Scheduler) -> EmbeddingModel:
+        asked.append((graphs.precision, graphs.settings.device))
+        value = np.nan if graphs.precision == Precision.FP16 else 1.0
+        session = FakeSession(lambda ids: [value] * graphs.manifest.dimensions)
+        graphs._sessions[f"{graphs.precision}/model.onnx"] = session  # type: ignore[assignment]
+        return embedding.open_model(graphs, scheduler)
+
+    monkeypatch.setitem(loading.OPENERS, Kind.EMBEDDING, open_fake)
+    return asked
+
+
+def test_fp16_that_is_not_finite_leads_to_bf16_with_the_reason(
+    half_models: Path, opened: list[tuple[Precision, Device]]
+) -> None:
+    registry = placed(half_models, Placement(GPU, gpu_bytes=5))
+    (loaded,) = registry.loaded()
+    assert opened == [(Precision.FP16, GPU), (Precision.BF16, GPU)]
+    assert (loaded.choice.precision, loaded.choice.device) == (Precision.BF16, GPU)
+    assert "fp16 failed on cuda:1: Model all-minilm-l6-v2 computed a value that is not finite" in (
+        loaded.choice.reason
+    )
+    assert loaded.model.graphs.settings.gpu_bytes == 5
+
+
+def test_fp16_by_name_that_is_not_finite_fails_with_the_reason(
+    half_models: Path, opened: list[tuple[Precision, Device]]
+) -> None:
+    registry = placed(half_models, Placement(GPU), precision=Precision.FP16)
+    assert "fp16 failed on cuda:1" in registry.failed()[MODEL]
+    assert opened == [(Precision.FP16, GPU)]
+
+
+def test_a_gpu_that_does_not_work_leads_to_the_cpu_with_the_reason(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providers, "unusable", lambda device: "no kernel image")
+    registry = placed(tiny_models, Placement(GPU, "a session runs on it"))
+    assert (registry.placement.device, registry.placement.reason) == (
+        CPU,
+        "cuda:1 does not work: no kernel image",
+    )
+    assert [loaded.choice.device for loaded in registry.loaded()] == [CPU]
+
+
+def test_a_gpu_that_is_named_and_does_not_work_fails_every_model(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providers, "unusable", lambda device: "no kernel image")
+    registry = placed(tiny_models, Placement(GPU, is_required=True))
+    assert registry.failed() == {MODEL: "cuda:1 does not work: no kernel image (DEVICE)"}
+
+
+def test_models_share_the_memory_in_their_order(models: Path) -> None:
+    """Room for one in fp32 and one in int8-block, by the estimates; a third one has none left."""
+    for name in ("b", "c"):
+        copy = shutil.copytree(models / MODEL, models / name)
+        content = json.loads((copy / contract.MANIFEST_FILE).read_text())
+        (copy / contract.MANIFEST_FILE).write_text(json.dumps(content | {"name": name}))
+    for path in models.glob(f"*/{contract.MANIFEST_FILE}"):
+        content = json.loads(path.read_text())
+        kept = [variant for variant in content["variants"] if variant["precision"] != "int8"]
+        speeds = {"fp32": 20.0, "int8-block": 10.0}
+        for variant in kept:
+            measured = {"num_threads": 1, "instruction_set": host.instruction_set()}
+            variant["speed"] = measured | {"tokens_per_second": speeds[variant["precision"]]}
+            variant["verified"] = True
+        path.write_text(json.dumps(content | {"variants": kept}))
+    manifest = contract.load(models / MODEL)
+    large, small = (
+        footprint.needed_bytes(manifest, precision, (None,), Settings().max_batch_tokens)
+        for precision in (Precision.FP32, Precision.INT8_BLOCK)
+    )
+    assert small < large
+    registry = placed(models, Placement(memory_bytes=large + small))
+    assert [(loaded.model.manifest.name, loaded.choice.precision) for loaded in registry.loaded()] == [
+        (MODEL, Precision.FP32),
+        ("b", Precision.INT8_BLOCK),
+    ]
+    assert "c needs 0." in registry.failed()["c"] and "GB are left for it" in registry.failed()["c"]
