@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper, shape_inference
 from safetensors.numpy import load_file, save_file
 
-from convert import emulation, half, verify
+from convert import emulation, half, texts, verify
 from convert.bake import BakeRequest, Verification, bake
 from convert.bundle import write_graphs
 from convert.catalog import RECIPES
@@ -182,8 +182,8 @@ def test_every_model_is_measured_and_its_speed_is_not(
 
 
 def test_the_real_model_passes_its_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = verify.texts()[:60]
-    monkeypatch.setattr(verify, "texts", lambda: texts)
+    few = texts.evaluation()[:60]
+    monkeypatch.setattr("convert.texts.evaluation", lambda: few)
     request = BakeRequest(
         out=tmp_path, precisions=(Precision.FP32, *HALVES), verification=Verification.REQUIRE
     )
