@@ -29,6 +29,7 @@ MARGIN = 0.0003
 
 Floats = npt.NDArray[np.float32]
 Switches = npt.NDArray[np.bool_]
+Task = str | None
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,25 @@ class Subject:
         )
 
 
-def searched(subjects: Sequence[Subject], on_step: Callable[[], object]) -> dict[str, Precision]:
+def searched(
+    tasks: Sequence[Task], opened: Callable[[Task], Subject], on_step: Callable[[], object]
+) -> dict[str, Precision]:
     """Return the layers to leave to the accurate scheme; none where rounding all of them is good enough.
 
     Returns none either where even the largest share is not enough: the graph stays fast, and is not verified.
+    `opened` gives the subject of a task; only the one given last is used.
     """
-    names = list(subjects[0].sizes)
+    names = list(opened(tasks[0]).sizes)
     everything = np.ones(len(names), dtype=np.bool_)
-    bad = [subject for subject in subjects if not subject.is_good(everything)]
+    bad = [task for task in tasks if not opened(task).is_good(everything)]
     on_step()
     if not bad:
         return {}
-    order = by_effect(bad[0], on_step)
+    order, sizes = by_effect(opened(bad[0]), on_step), opened(bad[0]).sizes
     for share in SHARES:
-        left = first(order, bad[0].sizes, share)
+        left = first(order, sizes, share)
         switches = np.array([name not in left for name in names])
-        is_enough = all(subject.is_good(switches) for subject in bad)
+        is_enough = all(opened(task).is_good(switches) for task in bad)
         on_step()
         if is_enough:
             return dict.fromkeys(sorted(left), ACCURATE)

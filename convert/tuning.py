@@ -5,8 +5,8 @@ Needs float32 graphs written in a staging folder. Reads the search texts alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -86,57 +86,69 @@ def calibrated(staged: Path, manifest: Manifest, graphs: GraphsByTask) -> Tuned:
 
 def searched(staged: Path, manifest: Manifest, tuned: Tuned) -> dict[str, Precision]:
     """Search for the layers that int8 leaves to a more accurate scheme, the same ones in every task."""
-    with subjects(staged, manifest, tuned) as found:
-        steps = mixture.num_steps(len(found[0].sizes))
-        with progress.bar(steps, "search", "step") as bar:
-            return mixture.searched(found, partial(bar.update, 1))
+    tasks = list(tuned.smoothed)
+    steps = mixture.num_steps(len(list(linear_layers(tuned.smoothed[tasks[0]]))))
+    with (
+        closing(Opened(staged, manifest, tuned)) as opened,
+        progress.bar(steps, "search", "step") as bar,
+    ):
+        return mixture.searched(tasks, opened.subject, partial(bar.update, 1))
 
 
-@contextmanager
-def subjects(staged: Path, manifest: Manifest, tuned: Tuned) -> Iterator[list[mixture.Subject]]:
-    """Open, for a while, graphs that hold every linear layer in both forms, one a task."""
-    made = {
-        describe.graph_name(task): switchable(graph, Precision.INT8, tuned.smoothed_inputs[task])[0]
-        for task, graph in tuned.smoothed.items()
-    }
-    with _written(staged, made):
-        yield [_subject(staged, manifest, task, graph) for task, graph in tuned.smoothed.items()]
+class Opened:
+    """One graph at a time that holds every linear layer in both forms: those of all tasks take too much."""
 
+    def __init__(self, staged: Path, manifest: Manifest, tuned: Tuned) -> None:
+        """Open nothing yet."""
+        self._staged, self._manifest, self._tuned = staged, manifest, tuned
+        self._open: dict[str | None, mixture.Subject] = {}
+        self._exact: dict[tuple[str | None, int], mixture.Floats] = {}  # by task and number of texts
 
-def _subject(staged: Path, manifest: Manifest, task: str | None, graph: Graph) -> mixture.Subject:
-    variant = _exact_variant(manifest, task)
-    session = Session(staged / SEARCH_FOLDER / f"{describe.graph_name(task)}.onnx", running.settings())
-    whole = texts.search()
-    few = [text for text in whole if len(text) < FEW_CHARACTERS][:FEW_TEXTS]
-    sizes = {layer.name: int(np.prod(weight.shape)) for layer, weight in linear_layers(graph)}
+    def subject(self, task: str | None) -> mixture.Subject:
+        """Return the subject of a task, writing and opening its graph unless it is the one that is open."""
+        if task not in self._open:
+            self.close()
+            self._open[task] = self._opened(task)
+        return self._open[task]
 
-    def answers(chosen: Sequence[str], switches: mixture.Switches) -> mixture.Floats:
-        switched = cast(Session, Switched(session, switches))
-        model = running.open_variant(staged, manifest, variant, switched)
-        return running.answers(model, variant, chosen)
+    def close(self) -> None:
+        """Close and remove the graph that is open."""
+        self._open.clear()
+        folder = self._staged / SEARCH_FOLDER
+        for file in folder.glob("*"):
+            file.unlink()
+        if folder.exists():
+            folder.rmdir()
 
-    nothing = np.zeros(len(sizes), dtype=np.bool_)
-    return mixture.Subject(
-        kind=manifest.kind,
-        sizes=sizes,
-        exact=answers(whole, nothing),
-        answers=partial(answers, whole),
-        exact_few=answers(few, nothing),
-        few_answers=partial(answers, few),
-    )
+    def _opened(self, task: str | None) -> mixture.Subject:
+        graph = self._tuned.smoothed[task]
+        both, _ = switchable(graph, Precision.INT8, self._tuned.smoothed_inputs[task])
+        bundle.write_graphs(self._staged, SEARCH_FOLDER, {describe.MODEL_GRAPH: both}, lambda count: None)
+        session = Session(self._staged / SEARCH_FOLDER / f"{describe.MODEL_GRAPH}.onnx", running.settings())
+        variant = _exact_variant(self._manifest, task)
+        whole = texts.search()
+        few = [text for text in whole if len(text) < FEW_CHARACTERS][:FEW_TEXTS]
+        sizes = {layer.name: int(np.prod(weight.shape)) for layer, weight in linear_layers(graph)}
 
+        def answers(chosen: Sequence[str], switches: mixture.Switches) -> mixture.Floats:
+            switched = cast(Session, Switched(session, switches))
+            model = running.open_variant(self._staged, self._manifest, variant, switched)
+            return running.answers(model, variant, chosen)
 
-@contextmanager
-def _written(staged: Path, graphs: Mapping[str, Graph]) -> Iterator[None]:
-    """Write graphs that are only run, and remove them afterwards."""
-    with progress.bar(bundle.weights_bytes(graphs), "search: write", "B") as bar:
-        records = bundle.write_graphs(staged, SEARCH_FOLDER, graphs, bar.update)
-    try:
-        yield
-    finally:
-        for name in records:
-            (staged / name).unlink()
-        (staged / SEARCH_FOLDER).rmdir()
+        def exact(chosen: Sequence[str]) -> mixture.Floats:
+            key = task, len(chosen)
+            if key not in self._exact:
+                self._exact[key] = answers(chosen, np.zeros(len(sizes), dtype=np.bool_))
+            return self._exact[key]
+
+        return mixture.Subject(
+            kind=self._manifest.kind,
+            sizes=sizes,
+            exact=exact(whole),
+            answers=partial(answers, whole),
+            exact_few=exact(few),
+            few_answers=partial(answers, few),
+        )
 
 
 def _exact_variant(manifest: Manifest, task: str | None) -> Variant:

@@ -7,6 +7,7 @@ layers to 8-bit blocks, in the order that the search finds. Measures nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def points(recipe: Recipe, folder: Path) -> list[Point]:
     tuned = tuning.calibrated(folder, manifest, graphs)
     found = []
     for label, precision, graph in _forms(folder, manifest, tuned):
-        name = label.replace(" ", "-")
+        name = "form-" + label.replace(" ", "-")
         bundle.write_graphs(folder, name, {describe.MODEL_GRAPH: graph}, lambda count: None)
         found.append(Point(label, precision, label == precision, _open(folder, manifest, name, precision)))
     return found
@@ -58,9 +59,10 @@ def points(recipe: Recipe, folder: Path) -> list[Point]:
 def _forms(folder: Path, manifest: Manifest, tuned: Tuned) -> Iterator[tuple[str, Precision, Graph]]:
     plain, smoothed = tuned.graphs[None], tuned.smoothed[None]
     seen, smoothed_seen = tuned.inputs[None], tuned.smoothed_inputs[None]
-    with tuning.subjects(folder, manifest, tuned) as (subject, *_):
+    with closing(tuning.Opened(folder, manifest, tuned)) as opened:
+        subject = opened.subject(None)
         order, sizes = mixture.by_effect(subject, lambda: None), subject.sizes
-        chosen = mixture.searched([subject], lambda: None)
+        chosen = mixture.searched([None], opened.subject, lambda: None)
     yield Precision.FP32, Precision.FP32, plain
     yield "int8, not smoothed", Precision.INT8, quantize(plain, Precision.INT8)
     yield Precision.INT8, Precision.INT8, quantize(smoothed, Precision.INT8, smoothed_seen, chosen)

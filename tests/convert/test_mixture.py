@@ -33,7 +33,8 @@ def subject(harm: dict[int, float]) -> Subject:
 
 def search(*subjects: Subject) -> tuple[dict[str, Precision], int]:
     steps: list[None] = []
-    found = mixture.searched(subjects, lambda: steps.append(None))
+    tasks: dict[str | None, Subject] = dict(zip("abc", subjects, strict=False))
+    found = mixture.searched(list(tasks), tasks.__getitem__, lambda: steps.append(None))
     return found, len(steps)
 
 
