@@ -23,15 +23,18 @@ LINEAR_SCHEMES: dict[Precision, Rewrite] = {
     Precision.INT8_BLOCK: blocks.linear,
     Precision.INT4: int4.linear,
 }
-
-
+TABLE_SCHEMES: dict[Precision, Rewrite] = {
+    Precision.INT8: blocks.table_rows,
+    Precision.INT8_BLOCK: blocks.table_rows,
+    Precision.INT4: int4.table_rows,
+}
 NOTHING_KNOWN: Mapping[str, LinearInput] = MappingProxyType({})
 
 
 def quantize(graph: Graph, precision: Precision, inputs: Mapping[str, LinearInput] = NOTHING_KNOWN) -> Graph:
     """Return the graph with its linear layers and tables in another precision; fp32 is the graph itself.
 
-    `inputs` tells what calibration showed of the values that enter linear layers, by their names in the graph.
+    `inputs` tells what calibration showed of the values that enter linear layers, by their names.
     """
     if precision not in LINEAR_SCHEMES:
         return graph
@@ -58,7 +61,7 @@ def _rewrite_for(
     if node.op_type == "Gather" and node.input[0] in graph.constants:
         table = graph.constants[node.input[0]]
         if table.dtype == np.float32 and np.prod(table.shape) >= TABLE_MIN_VALUES:
-            return blocks.table_rows, table
+            return TABLE_SCHEMES[precision], table
     return None, None
 
 

@@ -17,7 +17,7 @@ class Rewriting:
 
     graph: Graph
     quantized_inputs: dict[str, tuple[str, str]]  # activation -> its 8-bit rows, their scales
-    # What is known of an activation that enters linear layers, by the value's name; empty without calibration.
+    # What calibration showed of an activation that enters linear layers, by the value's name.
     inputs: Mapping[str, LinearInput] = field(default_factory=dict)
 
 

@@ -16,7 +16,7 @@ from service.session import Session, SessionSettings
 # Graphs that round activations to 8 bits at run time. Attention over padded rows differs in the last bit from
 # attention without padding; one rounding that tips over tips others, and with its neighbours the answer for a
 # text would move by as much as 8 bits cost at all (cosine 0.998). Unpadded runs are equal to the last bit.
-ROUNDS_ACTIVATIONS = frozenset({Precision.INT8, Precision.INT8_BLOCK})
+ROUNDS_ACTIVATIONS = frozenset({Precision.INT8, Precision.INT8_BLOCK, Precision.INT4})
 WARM_UP_TEXTS = ("warm-up", "a somewhat longer warm-up text")  # of two lengths, so that one is padded
 
 
