@@ -49,7 +49,7 @@ CONVERT_LAYERS: list[set[str]] = [
     {"int4"},
     {"quantize"},
     {"multimodal"},
-    {"build", "describe", "bundle", "running"},
+    {"build", "describe", "bundle", "running", "pictures"},
     {"reference"},
     {"verify"},
     {"bake"},
@@ -60,6 +60,7 @@ CONTRACT = {"manifest", "figures", "files", "limits", "vision", "errors"}
 RUNS_BUNDLES = {
     "running": {"embedding", "reranking", "graphs", "host", "inference", "options", "scheduler", "session"},
     "reference": {"options"},
+    "pictures": {"embedding", "images", "options"},  # decoded and resized as those of requests
     "verify": {"host"},
 }
 # The one owner of each third-party package in the service.
