@@ -99,7 +99,7 @@ def _feedback(num_channels: int, inputs: LinearInput | None) -> _Feedback:
 
 
 def _gains(rows: Doubles, diagonal: Doubles) -> tuple[Doubles, Doubles]:
-    """Return for each channel its gains (rows, channels) and importance (channels), from the last to the first.
+    """Return gains (rows, channels) and importance (channels), found from the last channel to the first.
 
     Block by block, so that nearly all of it is products of matrices.
     """
