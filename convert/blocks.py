@@ -40,17 +40,19 @@ def linear(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -> None
     graph.op("MatMulNBits", name, inputs, attributes)
 
 
-def table_rows(rewriting: Rewriting, node: onnx.NodeProto, table: Constant) -> None:
+def table_rows(
+    rewriting: Rewriting, node: onnx.NodeProto, table: Constant, block_size: int = BLOCK_SIZE
+) -> None:
     """Look rows up in a table of 8-bit blocks along its rows."""
     graph, name = rewriting.graph, node.output[0]
     num_rows, size = table.shape
-    key = f"{table.key}:blocks"
+    key = f"{table.key}:blocks.{block_size}"
     made: list[Floats] = []  # the scales of the parts, while the table is read for its values
 
     def parts() -> Iterator[Array]:
         made.clear()
         for rows in table.parts():
-            values, scales = quantize_blocks(rows.astype(np.float32, copy=False))
+            values, scales = quantize_blocks(rows.astype(np.float32, copy=False), block_size)
             made.append(scales)
             yield values[:, :size]
 
@@ -60,14 +62,14 @@ def table_rows(rewriting: Rewriting, node: onnx.NodeProto, table: Constant) -> N
         return np.concatenate(made)
 
     values = constant_in_parts(key, (num_rows, size), np.uint8, parts)
-    shape = (num_rows, -(-size // BLOCK_SIZE))
+    shape = (num_rows, -(-size // block_size))
     scales = Constant(f"{key}.scales", shape, np.dtype(np.float32), read_scales)
     inputs = [
         graph.constant(f"{name}.blocks", values),
         node.input[1],
         graph.constant(f"{name}.scales", scales),
     ]
-    attributes = {"bits": 8, "block_size": BLOCK_SIZE, "gather_axis": 0, "quantize_axis": 1}
+    attributes = {"bits": 8, "block_size": block_size, "gather_axis": 0, "quantize_axis": 1}
     graph.op("GatherBlockQuantized", name, inputs, attributes)
 
 

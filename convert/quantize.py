@@ -26,6 +26,11 @@ LINEAR_SCHEMES: dict[Precision, Rewrite] = {
     Precision.INT8_BLOCK: blocks.linear,
     Precision.INT4: int4.linear,
 }
+TABLE_SCHEMES: dict[Precision, Rewrite] = {
+    Precision.INT8: blocks.table_rows,
+    Precision.INT8_BLOCK: blocks.table_rows,
+    Precision.INT4: int4.table_rows,
+}
 
 
 def quantize(
@@ -68,7 +73,7 @@ def _rewrite_for(
     if node.op_type == "Gather" and node.input[0] in graph.constants and node.name not in graph.exact:
         table = graph.constants[node.input[0]]
         if table.dtype == np.float32 and np.prod(table.shape) >= TABLE_MIN_VALUES:
-            return blocks.table_rows, table
+            return TABLE_SCHEMES[precision], table
     return None, None
 
 

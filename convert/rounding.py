@@ -34,29 +34,29 @@ def quantize_rows(rows: Floats) -> Floats:
     return rounded
 
 
-def quantize_blocks(rows: Floats) -> tuple[Bytes, Floats]:
+def quantize_blocks(rows: Floats, block_size: int = BLOCK_SIZE) -> tuple[Bytes, Floats]:
     """Quantize (rows, size) to unsigned 8 bit around 128 with one scale per block of a row.
 
     Each block takes, of a few scales, the one with the least squared error. The last block is filled up:
-    values (rows, blocks * BLOCK_SIZE), scales (rows, blocks).
+    values (rows, blocks * block_size), scales (rows, blocks).
     """
-    num_blocks = -(-rows.shape[1] // BLOCK_SIZE)
-    values = np.empty((len(rows), num_blocks * BLOCK_SIZE), dtype=np.uint8)
+    num_blocks = -(-rows.shape[1] // block_size)
+    values = np.empty((len(rows), num_blocks * block_size), dtype=np.uint8)
     scales = np.empty((len(rows), num_blocks), dtype=np.float32)
     step = max(1, VALUES_AT_ONCE // values.shape[1])
 
     def fill(begin: int) -> None:
         part = slice(begin, begin + step)
-        values[part], scales[part] = _best_blocks(rows[part])
+        values[part], scales[part] = _best_blocks(rows[part], block_size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(fill, range(0, len(rows), step)))
     return values, scales
 
 
-def _best_blocks(rows: Floats) -> tuple[Bytes, Floats]:
-    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % BLOCK_SIZE)))
-    blocks = padded.reshape(len(rows), -1, BLOCK_SIZE)
+def _best_blocks(rows: Floats, block_size: int) -> tuple[Bytes, Floats]:
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % block_size)))
+    blocks = padded.reshape(len(rows), -1, block_size)
     widest = np.abs(blocks).max(axis=2) / INT8_MAX
     tried = [_rounded(blocks, widest * share) for share in SCALE_SHARES]
     best = np.argmin([errors for _, _, errors in tried], axis=0)  # (rows, blocks)
@@ -66,7 +66,7 @@ def _best_blocks(rows: Floats) -> tuple[Bytes, Floats]:
 
 
 def _rounded(blocks: Floats, scales: Floats) -> tuple[Bytes, Floats, Floats]:
-    """Round (rows, blocks, BLOCK_SIZE) by scales (rows, blocks); return values, scales and squared errors."""
+    """Round (rows, blocks, block_size) by scales (rows, blocks); return values, scales and squared errors."""
     usable = np.maximum(scales, SMALLEST_SCALE).astype(np.float32)[:, :, None]
     steps = np.clip(np.rint(blocks / usable), -UINT8_ZERO, INT8_MAX)
     errors = np.square(steps * usable - blocks).sum(axis=2)

@@ -66,12 +66,16 @@ def answers(
             rows.append(np.array(ranking.scores, dtype=np.float32)[np.argsort(ranking.order)])
             on_text(len(texts) // NUM_QUERIES)
         return np.stack(rows)
-    options = EmbedOptions(
+    return vectors(model, texts, options_of(variant), on_text)
+
+
+def options_of(variant: Variant) -> EmbedOptions:
+    """Return what asks a model for the task of a variant."""
+    return EmbedOptions(
         task=None if variant.task == BASE_TASK else variant.task,
         without_adapter=variant.task == BASE_TASK,
         truncate=True,
     )
-    return vectors(model, texts, options, on_text)
 
 
 def vectors(

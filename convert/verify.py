@@ -6,15 +6,16 @@ The figures go into the manifest. Nothing here changes a graph.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from convert import emulation, progress, quality, reference, running, texts
+from convert import emulation, pictures, progress, quality, reference, running, texts
 from convert.recipe import Recipe
 from service import host
+from service.embedding import EmbeddingModel
 from service.errors import BakeError, ModelOutputInvalid, ProjectError
 from service.figures import Quality, RankQuality, Speed
 from service.manifest import Kind, Manifest, Precision, Variant
@@ -22,6 +23,14 @@ from service.manifest import Kind, Manifest, Precision, Variant
 FP32_MEMORY_FACTOR = 1.5  # of the weights' size: they are prepacked, and states come on top
 
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a variant answers to the texts for evaluation, and to the images if it takes any."""
+
+    texts: Floats
+    images: Floats | None = None
 
 
 def fits_memory(fp32_bytes: int) -> bool:
@@ -65,12 +74,16 @@ def verified(folder: Path, manifest: Manifest, on_text: running.OnText) -> Manif
     return replace(manifest, variants=figured)
 
 
-def measured(folder: Path, manifest: Manifest, variant: Variant, on_text: running.OnText) -> Floats | None:
-    """Run a variant on the texts for evaluation, a 16-bit one by a stand-in; None: not all is finite."""
+def measured(folder: Path, manifest: Manifest, variant: Variant, on_text: running.OnText) -> Answers | None:
+    """Run a variant on what it is judged by, a 16-bit one by a stand-in; None: not all is finite."""
     try:
         with emulation.runnable(folder, manifest, variant) as (shown, stand_in):
             model = running.open_variant(folder, shown, stand_in)
-            return running.answers(model, stand_in, texts.evaluation(), on_text)
+            found = running.answers(model, stand_in, texts.evaluation(), on_text)
+            if manifest.vision is None or not isinstance(model, EmbeddingModel):
+                return Answers(found)
+            shown_images = pictures.pictures(manifest.vision)
+            return Answers(found, pictures.image_vectors(model, running.options_of(stand_in), shown_images))
     except ModelOutputInvalid:
         if variant.precision == Precision.FP32:
             raise
@@ -118,6 +131,12 @@ def _figures(variant: Variant) -> Iterable[str]:
             f"against fp32 mean cosine {figures.mean_cosine:.5f}, worst {figures.worst_cosine:.5f}, "
             f"top-10 overlap {figures.top10_overlap or 0:.4f} over {figures.num_texts} texts"
         )
+    if variant.image_quality and variant.precision != Precision.FP32:
+        seen = variant.image_quality
+        yield (
+            f"of images mean cosine {seen.mean_cosine:.5f}, worst {seen.worst_cosine:.5f} "
+            f"over {seen.num_texts} images"
+        )
     if variant.rank_quality and variant.precision != Precision.FP32:
         ranks = variant.rank_quality
         yield (
@@ -135,13 +154,18 @@ def _of_task(variant: Variant) -> str:
     return f" {variant.task}" if variant.task else ""
 
 
-def _with_figures(kind: Kind, variant: Variant, answers: Floats | None, exact: Floats) -> Variant:
+def _with_figures(kind: Kind, variant: Variant, answers: Answers | None, exact: Answers) -> Variant:
     if answers is None:
         return replace(variant, verified=False)
-    found = quality.compared(kind, answers, exact)
+    found = quality.compared(kind, answers.texts, exact.texts)
+    of_images = None
+    if answers.images is not None and exact.images is not None:
+        of_images = replace(quality.of_vectors(answers.images, exact.images), top10_overlap=None)
+    are_good = [quality.is_good(each, variant.precision) for each in (found, of_images) if each]
     return replace(
         variant,
         quality=found if isinstance(found, Quality) else None,
+        image_quality=of_images,
         rank_quality=found if isinstance(found, RankQuality) else None,
-        verified=variant.precision == Precision.FP32 or quality.is_good(found, variant.precision),
+        verified=variant.precision == Precision.FP32 or all(are_good),
     )

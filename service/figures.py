@@ -12,7 +12,7 @@ class Quality:
     mean_cosine: float
     worst_cosine: float
     top10_overlap: float | None = None  # not of too few to have neighbours
-    num_texts: int
+    num_texts: int  # or images
 
 
 @dataclass(frozen=True, kw_only=True)

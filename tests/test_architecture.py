@@ -47,10 +47,11 @@ CONVERT_LAYERS: list[set[str]] = [
     {"encoder"},
     {"decoder", "vision"},
     {"heads", "decoder_heads", "rewriting"},
-    {"int8", "int4", "blocks", "smoothing", "calibration", "half"},
+    {"int8", "blocks", "smoothing", "calibration", "half"},
+    {"int4"},
     {"quantize", "mixture"},
     {"multimodal"},
-    {"build", "describe", "bundle", "running", "emulation"},
+    {"build", "describe", "bundle", "running", "emulation", "pictures"},
     {"reference", "tuning", "plot"},
     {"verify"},
     {"bake"},
@@ -61,7 +62,8 @@ CONTRACT = {"manifest", "figures", "files", "limits", "vision", "errors"}
 RUNS_BUNDLES = {
     "running": {"embedding", "reranking", "graphs", "host", "inference", "options", "scheduler", "session"},
     "reference": {"options"},
-    "verify": {"host"},
+    "pictures": {"embedding", "images", "options"},  # decoded and resized as those of requests
+    "verify": {"host", "embedding"},
     "calibration": {"session"},
     "tuning": {"session"},
 }

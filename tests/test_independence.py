@@ -23,12 +23,22 @@ from tests import qwen
 from tests.conftest import MODEL
 
 NUM_BATCHES = 50
-LOWEST_COSINE = {Precision.FP32: 0.999999, Precision.INT8_BLOCK: 0.99999, Precision.INT8: 0.999}
+LOWEST_COSINE = {
+    Precision.FP32: 0.999999, Precision.INT8_BLOCK: 0.99999, Precision.INT8: 0.999, Precision.INT4: 0.99999,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", DEFAULT_PRECISIONS)
-def test_alone_and_in_random_batches(real_models: Path, precision: Precision) -> None:
-    folder = real_models / MODEL
+@pytest.fixture(scope="module")
+def int4_models(real_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model in 4 bits, which a bake makes only when asked to."""
+    out = tmp_path_factory.mktemp("int4")
+    bake(RECIPES[MODEL], BakeRequest(out=out, precisions=(Precision.INT4,), verification=Verification.SKIP))
+    return out
+
+
+@pytest.mark.parametrize("precision", [*DEFAULT_PRECISIONS, Precision.INT4])
+def test_alone_and_in_random_batches(real_models: Path, int4_models: Path, precision: Precision) -> None:
+    folder = (int4_models if precision == Precision.INT4 else real_models) / MODEL
     graphs = Graphs(folder, contract.load(folder), precision, SessionSettings(num_threads=2))
     model = open_model(graphs, Scheduler(2048))
     options = EmbedOptions(truncate=True)
@@ -45,7 +55,7 @@ def test_alone_and_in_random_batches(real_models: Path, precision: Precision) ->
     assert lowest >= LOWEST_COSINE[precision] - 2e-7  # the rounding of a float32 dot product of unit vectors
 
 
-@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_BLOCK])
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_BLOCK, Precision.INT4])
 def test_texts_of_equal_length_share_a_run_of_a_decoder(tmp_path: Path, precision: Precision) -> None:
     source = qwen.write_qwen3_embedding(tmp_path / "checkpoint")
     request = BakeRequest(

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file
 
-from convert import running
+from convert import quality, running
 from convert.__main__ import main
 from convert.catalog import RECIPES
 from convert.recipe import DEFAULT_PRECISIONS
@@ -128,6 +128,12 @@ def test_every_variant_is_measured(measured: Path) -> None:
         assert variant.verified or not is_exact
         assert LOWEST_COSINE[variant.precision] < variant.quality.mean_cosine <= 1 + 1e-6
         assert (variant.quality.mean_cosine > 1 - 1e-6) == is_exact
+        shown = variant.image_quality
+        assert shown is not None
+        assert (shown.num_texts, shown.top10_overlap) == (16, None)
+        assert (shown.mean_cosine > 1 - 1e-6) == is_exact
+        are_good = [quality.is_good(found, variant.precision) for found in (variant.quality, shown)]
+        assert variant.verified == (is_exact or all(are_good))
 
 
 def test_the_tower_stays_float32_in_every_precision(measured: Path) -> None:
