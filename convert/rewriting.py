@@ -11,11 +11,20 @@ from convert.graph import Constant, Graph
 
 
 @dataclass(frozen=True)
+class QuantizedRows:
+    """An activation in 8-bit rows: their names, that of their scales (rows, 1) and of the zero among them."""
+
+    values: str
+    scales: str
+    zero: str
+
+
+@dataclass(frozen=True)
 class Rewriting:
     """A graph being rewritten and what has been made for it so far."""
 
     graph: Graph
-    quantized_inputs: dict[str, tuple[str, str]]  # activation -> its 8-bit rows, their scales
+    quantized_inputs: dict[str, QuantizedRows]  # by activation
 
 
 Rewrite = Callable[[Rewriting, onnx.NodeProto, Constant], None]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 BLOCK_SIZE = 32  # values that share a scale in 8-bit blocks
 INT8_MAX = 127
-UINT8_ZERO = 128
+UINT8_ZERO, UINT8_MAX = 128, 255
 # Scales tried per block, as shares of the one that reaches its largest value: clipping that value can
 # cost less than rounding all the others more coarsely.
 SCALE_SHARES = (1.0, 0.9975, 0.995, 0.9925, 0.99)

@@ -8,6 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from convert.bundle import write_graphs
+from convert.graph import Graph, constant_of
+from convert.int8 import LOWEST, STEPS_BELOW_ZERO
+from convert.quantize import quantize
 from convert.rounding import BLOCK_SIZE, quantize_blocks, quantize_columns
 from service.manifest import Precision
 from service.session import Session, SessionSettings, pad
@@ -62,6 +66,33 @@ def test_every_linear_layer_and_the_word_table_are_rewritten(
 def test_equal_inputs_are_quantized_once(tiny_models: Path) -> None:
     model = onnx.load(str(tiny_models / MODEL / "int8" / "model.onnx"), load_external_data=False)
     assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 2 * 4
+
+
+@pytest.mark.parametrize("spread", [0.2, 2.0, 20.0])
+def test_rows_of_a_gelu_use_the_steps_that_it_never_reaches_below_zero(tmp_path: Path, spread: float) -> None:
+    """The twin hides the operator behind an Identity, so that its rows are centred."""
+    rows = np.random.default_rng(5).normal(size=(64, 256)).astype(np.float32) * np.float32(spread)
+    errors = []
+    for kind in ("BiasGelu", "Identity"):
+        graph = Graph(kind, is_flat=True)
+        graph.input("rows", np.float32, ("rows", 256))
+        bias = graph.constant("bias", constant_of("bias", np.zeros(256, np.float32)))
+        last = activated = graph.op("BiasGelu", "gelu", ["rows", bias])
+        if kind == "Identity":
+            last = graph.op(kind, "hidden", [activated])
+        weight = graph.constant("weight", constant_of("weight", np.eye(256, dtype=np.float32)))
+        graph.op("MatMul", "product", [last, weight])
+        for name in (activated, "product"):
+            graph.output(name, ("rows", 256))
+        (tmp_path / kind).mkdir()
+        write_graphs(tmp_path / kind, "int8", {"model": quantize(graph, Precision.INT8)}, lambda _: None)
+        session = Session(tmp_path / kind / "int8" / "model.onnx", SessionSettings(num_threads=1))
+        exact, near = session.run({"rows": rows}, [activated, "product"])
+        assert exact.min() > min(LOWEST.values())
+        errors.append(np.abs(near - exact).max(axis=1))
+    ours, centred = (float(np.mean(error)) for error in errors)
+    coarsest = -LOWEST["BiasGelu"] / STEPS_BELOW_ZERO  # the step of rows that hold only small values
+    assert ours < max(centred * 0.7, coarsest * 0.51)
 
 
 # int8: without VNNI the kernel adds pairs of products in 16 bits, which random weights overflow at times.
