@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -21,27 +22,56 @@ def linear(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -> None
     graph, name = rewriting.graph, node.output[0]
     num_inputs, num_outputs = weight.shape
     rows = _quantized_input(rewriting, node.input[0], num_inputs)
-    product = _product(graph, f"{name}.product", rows, weight)
+    split = rewriting.splits.get(name)
+    if split is None:
+        _scaled_product(graph, name, rows, _Columns(weight, 0, num_outputs))
+        return
+    # Each part from columns of its own: a split would copy all of them once more.
+    size = num_outputs // len(split.output)
+    for number, part in enumerate(split.output):
+        _scaled_product(graph, part, rows, _Columns(weight, number * size, size))
+    rewriting.merged.add(split.name)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of a weight from `begin` on, in 8 bits with their scales."""
+
+    weight: Constant
+    begin: int
+    size: int
+
+    def values(self) -> Constant:
+        shape = (self.weight.shape[0], self.size)
+        return Constant(self._key, shape, np.dtype(np.int8), lambda: self._read(0))
+
+    def scales(self) -> Constant:
+        return Constant(f"{self._key}.scales", (self.size,), np.dtype(np.float32), lambda: self._read(1))
+
+    @property
+    def _key(self) -> str:
+        key, is_all = f"{self.weight.key}:int8", self.size == self.weight.shape[1]
+        return key if is_all else f"{key}[{self.begin}:{self.begin + self.size}]"
+
+    def _read(self, place: int) -> Array:
+        return _int8_columns(self.weight)[place][..., self.begin : self.begin + self.size]
+
+
+def _scaled_product(graph: Graph, name: str, rows: QuantizedRows, columns: _Columns) -> None:
+    """Multiply rows by columns and by the scales of both."""
+    inputs = [
+        rows.values,
+        graph.constant(f"{name}.columns", columns.values()),
+        graph.value("one.float32", 1.0, np.float32),
+        graph.constant(f"{name}.scales", columns.scales()),
+        rows.zero,
+    ]
+    product = graph.op("MatMulIntegerToFloat", f"{name}.product", inputs)
     if graph.is_flat:
         graph.op("Mul", name, [product, rows.scales])
         return
     scaled = graph.op("Mul", f"{name}.scaled", [product, rows.scales])
-    graph.op("Reshape", name, [scaled, _unflattened_shape(graph, num_outputs)])
-
-
-def _product(graph: Graph, name: str, rows: QuantizedRows, weight: Constant) -> str:
-    """Multiply rows by the columns of a weight, scaled by the columns' scales and not yet by the rows'."""
-    layer, key, (_, num_outputs) = name.removesuffix(".product"), f"{weight.key}:int8", weight.shape
-    columns = Constant(key, weight.shape, np.dtype(np.int8), lambda: _int8_columns(weight)[0])
-    scales = Constant(f"{key}.scales", (num_outputs,), np.dtype(np.float32), lambda: _int8_columns(weight)[1])
-    inputs = [
-        rows.values,
-        graph.constant(f"{layer}.columns", columns),
-        graph.value("one.float32", 1.0, np.float32),
-        graph.constant(f"{layer}.scales", scales),
-        rows.zero,
-    ]
-    return graph.op("MatMulIntegerToFloat", name, inputs)
+    graph.op("Reshape", name, [scaled, _unflattened_shape(graph, columns.size)])
 
 
 def _quantized_input(rewriting: Rewriting, value: str, size: int) -> QuantizedRows:

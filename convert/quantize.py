@@ -5,6 +5,8 @@ A linear layer is a MatMul whose second input is a constant; a table is a large 
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 
@@ -25,8 +27,10 @@ def quantize(graph: Graph, precision: Precision) -> Graph:
     if precision not in LINEAR_SCHEMES:
         return graph
     target = Graph(graph.name, graph.is_flat, inputs=graph.inputs, outputs=graph.outputs)
-    rewriting = Rewriting(target, {})
+    rewriting = Rewriting(target, {}, _splits(graph))
     for node in graph.nodes:
+        if node.name in rewriting.merged:
+            continue
         rewrite, constant = _rewrite_for(graph, node, precision)
         if rewrite is not None and constant is not None:
             rewrite(rewriting, node, constant)
@@ -49,6 +53,17 @@ def _rewrite_for(
         if table.dtype == np.float32 and np.prod(table.shape) >= TABLE_MIN_VALUES:
             return blocks.table_rows, table
     return None, None
+
+
+def _splits(graph: Graph) -> dict[str, onnx.NodeProto]:
+    """Find the nodes that cut a value's last axis into equal parts where nothing else reads the value."""
+    readers = Counter(name for node in graph.nodes for name in _inputs_of(node))
+    readers.update(output.name for output in graph.outputs)
+    return {
+        node.input[0]: node
+        for node in graph.nodes
+        if node.op_type == "Split" and len(node.input) == 1 and readers[node.input[0]] == 1
+    }
 
 
 def _inputs_of(node: onnx.NodeProto) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import onnx
 
@@ -25,6 +25,8 @@ class Rewriting:
 
     graph: Graph
     quantized_inputs: dict[str, QuantizedRows]  # by activation
+    splits: Mapping[str, onnx.NodeProto] = field(default_factory=dict)  # by what they, and no other, read
+    merged: set[str] = field(default_factory=set)  # nodes whose results others give already
 
 
 Rewrite = Callable[[Rewriting, onnx.NodeProto, Constant], None]

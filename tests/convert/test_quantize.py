@@ -50,15 +50,19 @@ def test_zeros_stay_zeros(quantizer: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "operator"),
-    [(Precision.INT8, "MatMulIntegerToFloat"), (Precision.INT8_BLOCK, "MatMulNBits")],
+    ("precision", "operator", "num_products"),
+    [
+        (Precision.INT8, "MatMulIntegerToFloat", 6),  # query, key, value, output, up, down
+        (Precision.INT8_BLOCK, "MatMulNBits", 4),  # the first three as one, and a split
+    ],
 )
 def test_every_linear_layer_and_the_word_table_are_rewritten(
-    tiny_models: Path, precision: Precision, operator: str
+    tiny_models: Path, precision: Precision, operator: str, num_products: int
 ) -> None:
     model = onnx.load(str(tiny_models / MODEL / precision / "model.onnx"), load_external_data=False)
     kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count(operator) == 2 * 4  # layers x (QKV, output, up, down)
+    assert kinds.count(operator) == 2 * num_products
+    assert kinds.count("Split") == 2 * (num_products == 4)
     assert kinds.count("MatMul") == 1  # the mean
     assert "GatherBlockQuantized" in kinds
 
