@@ -8,7 +8,7 @@ MODEL := all-minilm-l6-v2
 MODELS_DIR ?= onnx_models
 export MODELS_DIR
 
-.PHONY: serve test test-full check fix bench gpu-check clean
+.PHONY: serve test test-full check fix bench bench-precision bench-quality gpu-check clean
 
 serve: $(VENV)/.serve
 	$(BIN)/python -m convert $(MODEL) --out $(MODELS_DIR)
@@ -31,6 +31,14 @@ fix: $(VENV)/.test
 # Options of the benchmarks: make bench BENCH="--only encoders --sizes 1x32,8x128"
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench $(BENCH)
+
+# How fast and how good every form of the default model is.
+bench-quality: $(VENV)/.test
+	$(BIN)/python -m tests.bench --only quality $(BENCH)
+
+# Beside OpenVINO: make bench-precision BENCH="--openvino-python ENV/bin/python"
+bench-precision: $(VENV)/.test
+	$(BIN)/python -m tests.bench --only precision $(BENCH)
 
 # On a host with a GPU; elsewhere it says what is missing. Options: make gpu-check GPU_CHECK="--only parity"
 gpu-check: $(VENV)/.test

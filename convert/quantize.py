@@ -7,6 +7,7 @@ A linear layer is a MatMul whose second input is a constant; a table is a large 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -51,8 +52,10 @@ def quantize(
     if precision not in LINEAR_SCHEMES:
         raise BakeError(f"no graph can be made in {precision}")
     target = Graph(graph.name, graph.is_flat, inputs=graph.inputs, outputs=graph.outputs)
-    rewriting = Rewriting(target, {}, inputs or {})
+    rewriting = Rewriting(target, {}, inputs or {}, _splits(graph))
     for node in graph.nodes:
+        if node.name in rewriting.merged:
+            continue
         own = (mixture or {}).get(node.name, precision)
         rewrite, constant = _rewrite_for(graph, node, own)
         if rewrite is not None and constant is not None:
@@ -111,3 +114,14 @@ def _renamed(node: onnx.NodeProto, name: str) -> onnx.NodeProto:
     renamed.CopyFrom(node)
     renamed.name, renamed.output[0] = name, name
     return renamed
+
+
+def _splits(graph: Graph) -> dict[str, onnx.NodeProto]:
+    """Find the nodes that cut a value's last axis into equal parts where nothing else reads the value."""
+    readers = Counter(name for node in graph.nodes for name in inputs_of(node))
+    readers.update(output.name for output in graph.outputs)
+    return {
+        node.input[0]: node
+        for node in graph.nodes
+        if node.op_type == "Split" and len(node.input) == 1 and readers[node.input[0]] == 1
+    }

@@ -13,14 +13,28 @@ import onnx
 from convert.calibrated import LinearInput
 from convert.graph import Constant, Graph
 
+# Operators whose results never go below a value: 8 bits that end there are finer above it.
+LOWEST = {"BiasGelu": -0.17}
+
+
+@dataclass(frozen=True)
+class QuantizedRows:
+    """An activation in 8-bit rows: their names, that of their scales (rows, 1) and of the zero among them."""
+
+    values: str
+    scales: str
+    zero: str
+
 
 @dataclass(frozen=True)
 class Rewriting:
     """A graph being rewritten and what has been made for it so far."""
 
     graph: Graph
-    quantized_inputs: dict[str, tuple[str, str]]  # activation -> its 8-bit rows, their scales
+    quantized_inputs: dict[str, QuantizedRows]  # by activation
     inputs: Mapping[str, LinearInput] = field(default_factory=dict)  # activation -> what calibration saw
+    splits: Mapping[str, onnx.NodeProto] = field(default_factory=dict)  # by what they, and no other, read
+    merged: set[str] = field(default_factory=set)  # nodes whose results others give already
 
 
 Rewrite = Callable[[Rewriting, onnx.NodeProto, Constant], None]
@@ -39,6 +53,11 @@ def linear_layers(graph: Graph) -> Iterator[tuple[onnx.NodeProto, Constant]]:
         weight = linear_weight(graph, node)
         if weight is not None:
             yield node, weight
+
+
+def lowest_of(graph: Graph, value: str) -> float | None:
+    """Return what a value never goes below by what makes it; None where nothing is known."""
+    return next((LOWEST.get(node.op_type) for node in graph.nodes if value in node.output), None)
 
 
 def inputs_of(node: onnx.NodeProto) -> list[str]:

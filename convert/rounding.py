@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 BLOCK_SIZE = 32  # values that share a scale in 8-bit blocks
 INT8_MAX = 127
-UINT8_ZERO = 128
+UINT8_ZERO, UINT8_MAX = 128, 255
+STEPS_BELOW_ZERO = 24  # of 255, for rows that never go below a value near zero
 # Scales tried per block, as shares of the one that reaches its largest value: clipping that value can
 # cost less than rounding all the others more coarsely.
 SCALE_SHARES = (1.0, 0.9975, 0.995, 0.9925, 0.99)
@@ -27,9 +28,17 @@ def quantize_columns(weight: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     return np.rint(weight / scales).astype(np.int8), scales
 
 
-def quantize_rows(rows: Floats) -> Floats:
-    """Round rows (n, size) to signed 8 bit by one scale each, as a graph does at run time, and back."""
-    scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / INT8_MAX, SMALLEST_SCALE)
+def quantize_rows(rows: Floats, lowest: float | None = None) -> Floats:
+    """Round rows (n, size) to 8 bit by one scale each, as a graph does at run time, and back.
+
+    Rows that never go below `lowest` have few steps below zero.
+    """
+    if lowest is None:
+        scales = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / INT8_MAX, SMALLEST_SCALE)
+    else:
+        steps_above = UINT8_MAX - STEPS_BELOW_ZERO
+        highest = rows.max(axis=1, keepdims=True)
+        scales = np.maximum(highest / steps_above, np.float32(-lowest / STEPS_BELOW_ZERO))
     rounded: Floats = np.rint(rows / scales) * scales
     return rounded
 

@@ -19,10 +19,10 @@ import onnx
 
 from convert.calibrated import LinearInput
 from convert.graph import Array, Columns, Constant, Graph, constant_of, node
-from convert.rewriting import inputs_of, linear_layers
+from convert.rewriting import inputs_of, linear_layers, lowest_of
 from convert.rounding import quantize_columns, quantize_rows
 
-ALPHAS = (0.35, 0.5, 0.65)
+ALPHAS = (0.35, 0.5, 0.65, 0.8)
 WORTH_A_MULTIPLICATION = 0.9  # of the error without: what is left must be below
 MAX_ROWS, MAX_COLUMNS = 128, 1024  # of a layer, to estimate its error by
 SMALLEST = 1e-5  # of a channel's magnitude: dead channels have none
@@ -90,7 +90,7 @@ def _factors(graph: Graph, reading: Reading, seen: LinearInput) -> Floats | None
     stride = max(1, sum(weight.shape[1] for weight in weights) // MAX_COLUMNS)
     sampled = [weight[:, ::stride] for weight in weights]
     rows = seen.rows[:MAX_ROWS]
-    least, best = _error(rows, sampled), None
+    least, best = _error(rows, sampled, lowest_of(graph, reading.value)), None
     if not reading.columns:
         least *= WORTH_A_MULTIPLICATION
     for alpha in ALPHAS:
@@ -109,9 +109,9 @@ def _shared(values: Floats, columns: Columns) -> Floats:
     return np.broadcast_to(groups.max(axis=1, keepdims=True), groups.shape).reshape(-1)
 
 
-def _error(rows: Floats, weights: Sequence[Floats]) -> float:
+def _error(rows: Floats, weights: Sequence[Floats], lowest: float | None = None) -> float:
     """Return the share of the layers' output that rounding rows and weights to 8 bits changes, squared."""
-    rounded, total = quantize_rows(rows), 0.0
+    rounded, total = quantize_rows(rows, lowest), 0.0
     for weight in weights:
         values, scales = quantize_columns(weight)
         exact = rows @ weight

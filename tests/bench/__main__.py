@@ -25,7 +25,9 @@ from tests.bench import (
     full_size,
     listwise,
     models,
+    openvino_process,
     options,
+    precision,
     quality,
     retrieval,
     server,
@@ -172,6 +174,21 @@ def _measure_listwise(chosen: argparse.Namespace) -> None:
     full_size.measure(plan, layout, partial(listwise.of_counts, chosen.documents, found))
 
 
+def _measure_precisions(chosen: argparse.Namespace) -> None:
+    openvino = openvino_process.interpreter(chosen.openvino_python)
+    wanted = options.precisions(Part.PRECISION, chosen)
+    command = options.command(Part.PRECISION, chosen)
+    sizes = options.sizes(Part.PRECISION, chosen)
+    compared, figures = precision.measure_shape(wanted, sizes, chosen.runs, openvino)
+    title = f"{precision.SHAPE}, bare session{f' in turns with {compared}' if compared else ''}"
+    _print_lines(precision.table(title, command, figures) + precision.verdicts(figures))
+    _bake_if_absent(chosen.models_dir)
+    found = texts.load(chosen.xquad)
+    figures = precision.measure_bulk(chosen.models_dir, wanted, found.passages, chosen.runs)
+    title = f"{MODEL}, bare session, {precision.PASSAGES_PER_REQUEST} passages a request; {found.source}"
+    _print_lines(precision.table(title, command, figures) + precision.verdicts(figures))
+
+
 def _measure_vision(chosen: argparse.Namespace) -> None:
     torch = torch_process.interpreter(chosen.torch_python)
     plan = _plan(Part.VISION, vision.model(), chosen, chosen.qwen_tokenizer, torch)
@@ -193,6 +210,7 @@ def _measure_bake(part: Part, deep: bake_layers.Deep, chosen: argparse.Namespace
 
 FULL_SIZE: dict[Part, Callable[[argparse.Namespace], None]] = {
     Part.QUALITY: _measure_quality,
+    Part.PRECISION: _measure_precisions,
     Part.ENCODERS: _measure_encoders,
     Part.DECODERS: _measure_decoders,
     Part.LISTWISE: _measure_listwise,

@@ -16,7 +16,6 @@ import numpy as np
 from service import manifest as contract
 from service.embedding import EmbeddingModel, open_model
 from service.graphs import Graphs
-from service.manifest import Manifest
 from service.options import EmbedOptions
 from service.scheduler import Scheduler
 from service.session import Array, Floats, Session, SessionSettings
@@ -36,15 +35,15 @@ class Request:
 class Recorder:
     """Stands in for a model's graphs and their session: notes what it should run and answers zeros."""
 
-    def __init__(self, session: Session, manifest: Manifest) -> None:
-        """Look like the session in all but `run`."""
-        self._session = session
-        self.manifest = manifest
+    def __init__(self, graphs: Graphs) -> None:
+        """Look like the graphs, and like the session of all their tasks, in all but `run`."""
+        self._graphs = graphs
+        self._session = graphs.session(None)
         self.runs: list[Run] = []
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the session says of itself."""
-        return getattr(self._session, name)
+        """Return what the graphs, else the session, say of themselves."""
+        return getattr(self._graphs if hasattr(self._graphs, name) else self._session, name)
 
     def session(self, task: str | None) -> Recorder:
         """Return itself in the place of the session of a task."""
@@ -54,7 +53,8 @@ class Recorder:
         """Note the run."""
         self.runs.append((inputs, outputs))
         num_rows = len(next(iter(inputs.values())))
-        return [np.zeros((num_rows, self.manifest.dimensions), dtype=np.float32) for _ in outputs]
+        dimensions = self._graphs.manifest.dimensions
+        return [np.zeros((num_rows, dimensions), dtype=np.float32) for _ in outputs]
 
 
 def open_as_served(service: Service) -> EmbeddingModel:
@@ -66,7 +66,7 @@ def open_as_served(service: Service) -> EmbeddingModel:
 
 def record(model: EmbeddingModel, texts: Sequence[str]) -> Request:
     """Return what the model would run for a request with these texts."""
-    recorder = Recorder(model.graphs.session(None), model.manifest)
+    recorder = Recorder(model.graphs)
     recording = replace(model, graphs=cast(Graphs, recorder))
     embedded = recording.embed(texts, EmbedOptions(truncate=True))
     return Request(recorder.runs, embedded.num_tokens)

@@ -82,6 +82,15 @@ def write_bge_reranker(folder: Path, tokenizer: Path = DEFAULT_TOKENIZER) -> Non
     _write(folder, weights, {"config.json": RERANKER_CONFIG}, tokenizer)
 
 
+def write_layers(folder: Path, num_layers: int, num_rows: int) -> None:
+    """Write the encoder of bge-m3 with fewer layers and words, without heads and tokenizer, in float32."""
+    sizes = {"num_hidden_layers": num_layers, "vocab_size": num_rows}
+    shapes = xlmr_shapes(num_layers=num_layers, num_rows=num_rows)
+    checkpoint_files.write(
+        folder, {SAFETENSORS_FILE: Weights(shapes, FLOAT32)}, {"config.json": XLMR_CONFIG | sizes}
+    )
+
+
 def jina_v3_shapes() -> Shapes:
     """Return every tensor of jina-embeddings-v3."""
     base = _tables("embeddings.", word=ROWS, token_type=1) | _norm("emb_ln.")
@@ -105,11 +114,11 @@ def jina_v3_shapes() -> Shapes:
     return shapes
 
 
-def xlmr_shapes(prefix: str = "") -> Shapes:
+def xlmr_shapes(prefix: str = "", *, num_layers: int = LAYERS, num_rows: int = ROWS) -> Shapes:
     """Return every tensor of an XLM-R encoder without pooler."""
-    shapes = _tables(f"{prefix}embeddings.", word=ROWS, position=POSITIONS, token_type=1)
+    shapes = _tables(f"{prefix}embeddings.", word=num_rows, position=POSITIONS, token_type=1)
     shapes |= _norm(f"{prefix}embeddings.LayerNorm.")
-    for layer in (f"{prefix}encoder.layer.{index}." for index in range(LAYERS)):
+    for layer in (f"{prefix}encoder.layer.{index}." for index in range(num_layers)):
         for part in ("self.query", "self.key", "self.value", "output.dense"):
             shapes |= _linear(f"{layer}attention.{part}.", HIDDEN, HIDDEN)
         shapes |= _norm(f"{layer}attention.output.LayerNorm.") | _norm(f"{layer}output.LayerNorm.")

@@ -9,10 +9,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from convert.quantize import LINEAR_SCHEMES
 from service.manifest import Precision
 from tests.bench import full_size_qwen, full_size_xlmr, server
 from tests.bench.cases import Size
 from tests.bench.models import Decoder, Encoder
+from tests.bench.openvino_process import PACKAGES as OPENVINO_PACKAGES
 from tests.bench.server import MODEL, TUNABLE
 
 DEFAULT_MODELS_DIR = Path("onnx_models")
@@ -34,6 +36,7 @@ class Part(StrEnum):
     BULK = "bulk"
     SINGLE = "single"
     QUALITY = "quality"
+    PRECISION = "precision"
     ENCODERS = "encoders"
     DECODERS = "decoders"
     LISTWISE = "listwise"
@@ -44,19 +47,30 @@ class Part(StrEnum):
 
 SMALL_PARTS = (Part.RETRIEVAL, Part.BULK, Part.SINGLE)
 SPEED_PRECISIONS = (Precision.FP32, Precision.INT8)
+# Those of the CPU that the converter can make.
+CPU_PRECISIONS = (
+    Precision.FP32,
+    *(kind for kind in (Precision.INT8, Precision.INT8_BLOCK, Precision.INT4) if kind in LINEAR_SCHEMES),
+)
 PRECISIONS = {  # where none is asked for
     **dict.fromkeys(SMALL_PARTS, tuple(Precision)),
     **dict.fromkeys((Part.ENCODERS, Part.DECODERS, Part.LISTWISE), SPEED_PRECISIONS),
+    Part.PRECISION: CPU_PRECISIONS,
     Part.VISION: (Precision.FP32,),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), (Precision.INT8_BLOCK,)),
 }
-SIZES = {Part.ENCODERS: "1x32,8x128,1x2048,1x8000", Part.DECODERS: "1x32,8x128,1x2048,1x8192"}
+SIZES = {
+    Part.PRECISION: "1x32,8x128,2x512,1x2048",
+    Part.ENCODERS: "1x32,8x128,1x2048,1x8000",
+    Part.DECODERS: "1x32,8x128,1x2048,1x8192",
+}
 # What a part's command says, and what it says only where it is not the default: places.
 SAID = {
     Part.RETRIEVAL: (),
     Part.BULK: ("runs", "seconds"),
     Part.SINGLE: ("seconds",),
     Part.QUALITY: ("runs",),
+    Part.PRECISION: ("sizes", "runs"),
     Part.ENCODERS: ("encoder_models", "sizes", "runs", "tasks"),
     Part.DECODERS: ("decoder_models", "sizes", "runs"),
     Part.LISTWISE: ("documents", "runs"),
@@ -66,6 +80,7 @@ SAID = {
 PLACES = {
     **dict.fromkeys(SMALL_PARTS, ("models_dir", "xquad")),
     Part.QUALITY: ("xquad", "code"),
+    Part.PRECISION: ("models_dir", "xquad", "openvino_python"),
     Part.ENCODERS: ("xlmr_tokenizer", "work_dir"),
     Part.DECODERS: ("qwen_tokenizer", "torch_python", "work_dir"),
     Part.LISTWISE: ("xquad", "qwen_tokenizer", "torch_python", "work_dir"),
@@ -106,6 +121,7 @@ def _add_full_size(group: argparse._ArgumentGroup) -> None:
     add(
         "--torch-python", type=Path, help="interpreter with torch and transformers (this one, if it has them)"
     )
+    add("--openvino-python", type=Path, help=f"interpreter with {', '.join(OPENVINO_PACKAGES)} (left out)")
     add("--work-dir", type=Path, help="where checkpoints and bundles stay (not kept)")
     add("--xlmr-tokenizer", type=Path, default=full_size_xlmr.DEFAULT_TOKENIZER, help="file (%(default)s)")
     add("--qwen-tokenizer", type=Path, default=full_size_qwen.DEFAULT_TOKENIZER, help="folder (%(default)s)")

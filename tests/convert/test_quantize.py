@@ -8,7 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from convert.rounding import BLOCK_SIZE, quantize_blocks, quantize_columns
+from convert.bundle import write_graphs
+from convert.graph import Graph, constant_of
+from convert.quantize import quantize
+from convert.rewriting import LOWEST
+from convert.rounding import BLOCK_SIZE, STEPS_BELOW_ZERO, quantize_blocks, quantize_columns
 from service import manifest as contract
 from service.manifest import Precision
 from service.session import Session, SessionSettings, pad
@@ -46,18 +50,18 @@ def test_zeros_stay_zeros(quantizer: object) -> None:
     assert set(np.unique(values)) <= {0, 128}
 
 
-@pytest.mark.parametrize(
-    ("precision", "operator"),
-    [(Precision.INT8, "MatMulIntegerToFloat"), (Precision.INT8_BLOCK, "MatMulNBits")],
-)
-def test_every_linear_layer_and_the_word_table_are_rewritten(
-    tiny_models: Path, precision: Precision, operator: str
-) -> None:
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_BLOCK])
+def test_every_linear_layer_and_the_word_table_are_rewritten(tiny_models: Path, precision: Precision) -> None:
     model = onnx.load(str(tiny_models / MODEL / precision / "model.onnx"), load_external_data=False)
     kinds = [node.op_type for node in model.graph.node]
-    mixture = contract.load(tiny_models / MODEL).mixture if precision == Precision.INT8 else {}
-    assert kinds.count(operator) == 2 * 4 - len(mixture)  # layers x (QKV, output, up, down)
-    assert precision != Precision.INT8 or kinds.count("MatMulNBits") == len(mixture)
+    mixture = contract.load(tiny_models / MODEL).mixture
+    in_blocks, split = len(mixture), sum("qkv" in name for name in mixture)
+    if precision == Precision.INT8_BLOCK:
+        in_blocks, split = 2 * 4, 2  # layers x (QKV, output, up, down); one product and a split
+    assert kinds.count("MatMulNBits") == in_blocks
+    assert kinds.count("Split") == split
+    # In int8, query, key and value are products of their own.
+    assert kinds.count("MatMulIntegerToFloat") == 2 * 4 - in_blocks + 2 * (2 - split)
     assert kinds.count("MatMul") == 1  # the mean
     assert "GatherBlockQuantized" in kinds
 
@@ -66,6 +70,33 @@ def test_equal_inputs_are_quantized_once(tiny_models: Path) -> None:
     model = onnx.load(str(tiny_models / MODEL / "int8" / "model.onnx"), load_external_data=False)
     num_rounded = 2 * 4 - len(contract.load(tiny_models / MODEL).mixture)
     assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == num_rounded
+
+
+@pytest.mark.parametrize("spread", [0.2, 2.0, 20.0])
+def test_rows_of_a_gelu_use_the_steps_that_it_never_reaches_below_zero(tmp_path: Path, spread: float) -> None:
+    """The twin hides the operator behind an Identity, so that its rows are centred."""
+    rows = np.random.default_rng(5).normal(size=(64, 256)).astype(np.float32) * np.float32(spread)
+    errors = []
+    for kind in ("BiasGelu", "Identity"):
+        graph = Graph(kind, is_flat=True)
+        graph.input("rows", np.float32, ("rows", 256))
+        bias = graph.constant("bias", constant_of("bias", np.zeros(256, np.float32)))
+        last = activated = graph.op("BiasGelu", "gelu", ["rows", bias])
+        if kind == "Identity":
+            last = graph.op(kind, "hidden", [activated])
+        weight = graph.constant("weight", constant_of("weight", np.eye(256, dtype=np.float32)))
+        graph.op("MatMul", "product", [last, weight])
+        for name in (activated, "product"):
+            graph.output(name, ("rows", 256))
+        (tmp_path / kind).mkdir()
+        write_graphs(tmp_path / kind, "int8", {"model": quantize(graph, Precision.INT8)}, lambda _: None)
+        session = Session(tmp_path / kind / "int8" / "model.onnx", SessionSettings(num_threads=1))
+        exact, near = session.run({"rows": rows}, [activated, "product"])
+        assert exact.min() > min(LOWEST.values())
+        errors.append(np.abs(near - exact).max(axis=1))
+    ours, centred = (float(np.mean(error)) for error in errors)
+    coarsest = -LOWEST["BiasGelu"] / STEPS_BELOW_ZERO  # the step of rows that hold only small values
+    assert ours < max(centred * 0.7, coarsest * 0.51)
 
 
 # int8: without VNNI the kernel adds pairs of products in 16 bits, which random weights overflow at times.
