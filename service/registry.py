@@ -11,6 +11,7 @@ from enum import StrEnum
 from service import embedding, host, logs, reranking
 from service.bundles import Bundle, find_bundles
 from service.config import Settings
+from service.copies import copies_of
 from service.embedding import EmbeddingModel
 from service.errors import InvalidRequest, ModelNotFound, ModelUnavailable, ProjectError
 from service.files import check_hashes
@@ -23,6 +24,7 @@ from service.session import SessionSettings
 
 Model = EmbeddingModel | Reranker
 
+CACHE_FOLDER = ".cache"  # in the models folder; its dot tells it from bundles
 MAX_ECHO = 100  # characters of a caller's own text that an error repeats
 ROUTES = {Kind.EMBEDDING: "/v1/embeddings", Kind.RERANKER: "/v1/rerank"}  # where a kind of model answers
 OPENERS: dict[Kind, Callable[[Graphs, Scheduler], Model]] = {
@@ -131,7 +133,9 @@ class Registry:
             check_hashes(bundle.folder, manifest.files)
         choice = choose(manifest, self._settings.precision, host.instruction_set())
         session_settings = SessionSettings(num_threads=self._settings.intra_op_threads)
-        graphs = Graphs(bundle.folder, manifest, choice.precision, session_settings)
+        cache_dir = self._settings.cache_dir or self._settings.models_dir / CACHE_FOLDER
+        copies = copies_of(cache_dir, bundle.folder, manifest, with_hashes=self._settings.verify_hashes)
+        graphs = Graphs(bundle.folder, manifest, choice.precision, session_settings, copies)
         graphs.open(_first_tasks(manifest, bundle))
         model = OPENERS[manifest.kind](graphs, self._scheduler)
         model.warm_up()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,14 @@ from service.errors import BundleError
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
 ERROR_SEVERITY = 3
 MAX_REASON = 500  # characters of a native error that are worth showing
+VERSION: str = onnxruntime.__version__
+PROVIDERS = ["CPUExecutionProvider"]
+# What the library's own optimizer saves and how: small constants in the graph, all others in one file, those
+# of MatMuls a second time as the processor wants them. Only for this version and this instruction set.
+SAVED_DATA = "session.optimized_model_external_initializers_file_name"
+SAVED_MIN_BYTES = "session.optimized_model_external_initializers_min_size_in_bytes"
+SAVED_PREPACKED = "session.save_external_prepacked_constant_initializers"
+INLINE_BYTES = 1024
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -29,33 +38,25 @@ class SessionSettings:
     num_threads: int
     may_pad: bool = True  # whether texts of unequal length may share a run
     device: Device = CPU
-    cache_dir: Path | None = None  # where prepacked copies of graphs are kept; None: nowhere
 
 
 class Session:
     """One open graph."""
 
-    def __init__(self, path: Path, settings: SessionSettings) -> None:
-        """Open the graph on the CPU. Raises BundleError when ONNX Runtime refuses it."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settings.num_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = ERROR_SEVERITY
-        # A pattern is planned and kept for every new shape, and shapes always vary: it takes twice the memory
-        # for a long text and saves no time.
-        options.enable_mem_pattern = False
-        # Threads spin between the operators of a run, which short texts need, and sleep when no run is left.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self._native = onnxruntime.InferenceSession(
-                str(path),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=DISABLED_OPTIMIZERS,
-            )
-        except Exception as error:  # the library has one class per status code and no common parent
-            raise BundleError(f"{path} cannot be opened: {str(error)[:MAX_REASON]}") from error
+    def __init__(self, path: Path, settings: SessionSettings, *, is_prepacked: bool = False) -> None:
+        """Open the graph on the CPU; a prepacked one is as its maker left it, optimized already.
+
+        Raises BundleError when ONNX Runtime refuses it.
+        """
+        options = _options(settings)
+        disabled_optimizers: list[str] | None = DISABLED_OPTIMIZERS
+        if is_prepacked:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            disabled_optimizers = None
+            # The library packs each weight once more, to compare: in memory that is given back at once.
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        self._native = _open(path, options, disabled_optimizers)
+        _give_memory_back()
         self.may_pad = settings.may_pad
         self.output_names = tuple(value.name for value in self._native.get_outputs())
 
@@ -63,6 +64,48 @@ class Session:
         """Compute the named outputs."""
         computed: list[Floats] = self._native.run(list(outputs), dict(inputs))
         return computed
+
+
+def save_prepacked(path: Path, graph: Path, data_name: str, num_threads: int) -> None:
+    """Write a graph as it is after optimizing, with its constants in a file beside it. Raises BundleError."""
+    options = _options(SessionSettings(num_threads))
+    options.optimized_model_filepath = str(graph)
+    options.add_session_config_entry(SAVED_DATA, data_name)
+    options.add_session_config_entry(SAVED_MIN_BYTES, str(INLINE_BYTES))
+    options.add_session_config_entry(SAVED_PREPACKED, "1")
+    _open(path, options, DISABLED_OPTIMIZERS)
+
+
+def _options(settings: SessionSettings) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERROR_SEVERITY
+    # A pattern is planned and kept for every new shape, and shapes always vary: it takes twice the memory
+    # for a long text and saves no time.
+    options.enable_mem_pattern = False
+    # Threads spin between the operators of a run, which short texts need, and sleep when no run is left.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _open(
+    path: Path, options: onnxruntime.SessionOptions, disabled_optimizers: list[str] | None
+) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=PROVIDERS, disabled_optimizers=disabled_optimizers
+        )
+    except Exception as error:  # the library has one class per status code and no common parent
+        raise BundleError(f"{path} cannot be opened: {str(error)[:MAX_REASON]}") from error
+
+
+def _give_memory_back() -> None:
+    """Return to the system what the load freed; only glibc keeps it, and only glibc can be asked."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def pad(sequences: Sequence[npt.NDArray[np.int64]]) -> dict[str, Array]:
