@@ -34,6 +34,7 @@ def linear(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -> None
         return
     scaled = graph.op("Mul", f"{name}.scaled", [product, row_scales])
     graph.op("Reshape", name, [scaled, _unflattened_shape(graph, num_outputs)])
+    graph.shape(name, ["batch", "tokens", num_outputs])
 
 
 def _quantized_input(rewriting: Rewriting, value: str, size: int) -> tuple[str, str]:
@@ -45,6 +46,7 @@ def _quantized_input(rewriting: Rewriting, value: str, size: int) -> tuple[str, 
     flat = value
     if not graph.is_flat:
         flat = graph.op("Reshape", f"{name}.flat", [value, graph.value(f"flat.{size}", [-1, size])])
+        graph.shape(flat, ["rows", size])  # batch x tokens: what heads do to fewer rows is never rounded
     last_axis = graph.value("last_axis", [1])
     highest = graph.op("ReduceMax", f"{name}.highest", [flat, last_axis], {"keepdims": 0})
     lowest = graph.op("ReduceMin", f"{name}.lowest", [flat, last_axis], {"keepdims": 0})

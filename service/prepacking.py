@@ -68,7 +68,10 @@ def make(wanted: Wanted) -> None:
     _check_space(staging, sum(int(entries.get(LENGTH, 0)) for entries in known.values()))
     weights = _weights(wanted, known)
     record = _checked(wanted, weights)
-    session.save_prepacked(source, staging / SAVED_GRAPH, SAVED_DATA, host.num_usable_cores())
+    try:
+        session.save_prepacked(source, staging / SAVED_GRAPH, SAVED_DATA, host.num_usable_cores())
+    except BundleError as error:  # its hashes are right: the disk is full, or opening it will say the same
+        raise ValueError(str(error)) from error
     with (staging / SAVED_DATA).open("rb") as saved, (staging / wanted.data_name).open("wb") as written:
         compaction = Compaction(saved, written, wanted.data_name, weights, known)
         graph = wire.rewrite((staging / SAVED_GRAPH).read_bytes(), compaction.place)
