@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,9 +64,14 @@ def tuned_settings() -> Settings:
 
 
 @contextmanager
-def serve(models_dir: Path, precision: Precision, model: str = MODEL) -> Iterator[Service]:
-    """Run gunicorn on a free port until the block ends. Raises BenchError, with its log, where it fails."""
-    variables = _settings(models_dir, precision, model)
+def serve(
+    models_dir: Path, precision: Precision, model: str = MODEL, changed: Mapping[str, str] | None = None
+) -> Iterator[Service]:
+    """Run gunicorn on a free port until the block ends, with some settings `changed`.
+
+    Raises BenchError, with its log, where it fails.
+    """
+    variables = _settings(models_dir, precision, model) | dict(changed or {})
     service = Service(config.from_environment(variables), precision, model)
     with tempfile.TemporaryFile() as log:
         begin = time.perf_counter()
