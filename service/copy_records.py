@@ -61,6 +61,12 @@ def is_whole(graph: Path, *, with_hashes: bool) -> bool:
     )
 
 
+def own_bytes(graph: Path) -> int:
+    """Return what a graph's copy takes on the disk beside files that are a bundle's too."""
+    files = [(graph.parent / name).stat() for name in load(record_of(graph))]
+    return sum(file.st_size for file in files if file.st_nlink == 1)
+
+
 def describe(path: Path, sha256: str = "") -> CopiedFile:
     """Describe a file as it is on the disk, hashing it unless its hash is known."""
     found = path.stat()

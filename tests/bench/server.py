@@ -125,10 +125,12 @@ def _wait_until_ready(service: Service, process: subprocess.Popen[bytes]) -> Non
 
 
 def _check_precision(service: Service) -> None:
-    """Make sure that what is measured is what was asked for."""
-    served = {
-        entry["id"]: entry["precision"] for entry in orjson.loads(_get(service, "/v1/models")[1])["data"]
-    }
+    """Make sure that what is measured is what was asked for; of several workers one may still be loading."""
+    deadline = time.monotonic() + START_SECONDS
+    served: dict[str, str] = {}
+    while not served and time.monotonic() < deadline:
+        entries = orjson.loads(_get(service, "/v1/models")[1])["data"]
+        served = {entry["id"]: entry["precision"] for entry in entries}
     if served != {service.model: service.precision}:
         raise BenchError(f"the service has {served} instead of {service.model} at {service.precision}")
 
