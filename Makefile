@@ -8,7 +8,7 @@ MODEL := all-minilm-l6-v2
 MODELS_DIR ?= onnx_models
 export MODELS_DIR
 
-.PHONY: serve test test-full check fix bench bench-precision bench-quality gpu-check clean
+.PHONY: serve test test-full check fix bench bench-memory bench-precision bench-quality gpu-check clean
 
 serve: $(VENV)/.serve
 	$(BIN)/python -m convert $(MODEL) --out $(MODELS_DIR)
@@ -31,6 +31,10 @@ fix: $(VENV)/.test
 # Options of the benchmarks: make bench BENCH="--only encoders --sizes 1x32,8x128"
 bench: $(VENV)/.test
 	$(BIN)/python -m tests.bench $(BENCH)
+
+# Weights in memory and loads, with and without prepacked copies: 15 GB of disk for a while.
+bench-memory: $(VENV)/.test
+	$(BIN)/python -m tests.bench --only memory $(BENCH)
 
 # How fast and how good every form of the default model is.
 bench-quality: $(VENV)/.test

@@ -26,13 +26,14 @@ def linear(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -> None
     num_inputs, num_outputs = weight.shape
     rows = _quantized_input(rewriting, node.input[0], num_inputs)
     split = rewriting.splits.get(name)
+    is_whole = node.input[0] not in rewriting.narrowed
     if split is None:
-        _scaled_product(graph, name, rows, _Columns(weight, 0, num_outputs))
+        _scaled_product(graph, name, rows, _Columns(weight, 0, num_outputs), is_whole=is_whole)
         return
     # Each part from columns of its own: a split would copy all of them once more.
     size = num_outputs // len(split.output)
     for number, part in enumerate(split.output):
-        _scaled_product(graph, part, rows, _Columns(weight, number * size, size))
+        _scaled_product(graph, part, rows, _Columns(weight, number * size, size), is_whole=is_whole)
     rewriting.merged.add(split.name)
 
 
@@ -60,8 +61,10 @@ class _Columns:
         return _int8_columns(self.weight)[place][..., self.begin : self.begin + self.size]
 
 
-def _scaled_product(graph: Graph, name: str, rows: QuantizedRows, columns: _Columns) -> None:
-    """Multiply rows by columns and by the scales of both."""
+def _scaled_product(
+    graph: Graph, name: str, rows: QuantizedRows, columns: _Columns, *, is_whole: bool
+) -> None:
+    """Multiply rows by columns and by the scales of both; `is_whole`: there is a row for every token."""
     inputs = [
         rows.values,
         graph.constant(f"{name}.columns", columns.values()),
@@ -75,6 +78,8 @@ def _scaled_product(graph: Graph, name: str, rows: QuantizedRows, columns: _Colu
         return
     scaled = graph.op("Mul", f"{name}.scaled", [product, rows.scales])
     graph.op("Reshape", name, [scaled, _unflattened_shape(graph, columns.size)])
+    if is_whole:
+        graph.shape(name, ["batch", "tokens", columns.size])
 
 
 def _quantized_input(rewriting: Rewriting, value: str, size: int) -> QuantizedRows:
@@ -86,6 +91,8 @@ def _quantized_input(rewriting: Rewriting, value: str, size: int) -> QuantizedRo
     flat = value
     if not graph.is_flat:
         flat = graph.op("Reshape", f"{name}.flat", [value, graph.value(f"flat.{size}", [-1, size])])
+        if value not in rewriting.narrowed:
+            graph.shape(flat, ["rows", size])
     lowest = lowest_of(graph, value)
     if lowest is None:
         scales, zero = _centred_scales(graph, name, flat)

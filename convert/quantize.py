@@ -52,7 +52,7 @@ def quantize(
     if precision not in LINEAR_SCHEMES:
         raise BakeError(f"no graph can be made in {precision}")
     target = Graph(graph.name, graph.is_flat, inputs=graph.inputs, outputs=graph.outputs)
-    rewriting = Rewriting(target, {}, inputs or {}, _splits(graph))
+    rewriting = Rewriting(target, {}, inputs or {}, _splits(graph), _narrowed(graph))
     for node in graph.nodes:
         if node.name in rewriting.merged:
             continue
@@ -90,7 +90,7 @@ def switchable(
     target = Graph(graph.name, graph.is_flat, inputs=list(graph.inputs), outputs=graph.outputs)
     target.constants |= graph.constants
     names: list[str] = []
-    rewriting = Rewriting(target, {}, inputs or {})
+    rewriting = Rewriting(target, {}, inputs or {}, narrowed=_narrowed(graph))
     for node in graph.nodes:
         rewrite, constant = _rewrite_for(graph, node, precision)
         if rewrite is None or constant is None:
@@ -114,6 +114,16 @@ def _renamed(node: onnx.NodeProto, name: str) -> onnx.NodeProto:
     renamed.CopyFrom(node)
     renamed.name, renamed.output[0] = name, name
     return renamed
+
+
+def _narrowed(graph: Graph) -> frozenset[str]:
+    """List the values made of some rows of a computed value."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        is_choice = node.op_type == "Gather" and node.input[0] not in graph.constants
+        if is_choice or not found.isdisjoint(inputs_of(node)):
+            found.update(node.output)
+    return frozenset(found)
 
 
 def _splits(graph: Graph) -> dict[str, onnx.NodeProto]:

@@ -34,6 +34,7 @@ class Rewriting:
     quantized_inputs: dict[str, QuantizedRows]  # by activation
     inputs: Mapping[str, LinearInput] = field(default_factory=dict)  # activation -> what calibration saw
     splits: Mapping[str, onnx.NodeProto] = field(default_factory=dict)  # by what they, and no other, read
+    narrowed: frozenset[str] = frozenset()  # values that no longer have a row for every token
     merged: set[str] = field(default_factory=set)  # nodes whose results others give already
 
 

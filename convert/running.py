@@ -43,7 +43,7 @@ def open_variant(folder: Path, manifest: Manifest, variant: Variant, session: Se
     A `session` given takes the place of the variant's own.
     """
     known = {variant.file: session} if session else {}
-    graphs = Graphs(folder, manifest, variant.precision, settings(), known)
+    graphs = Graphs(folder, manifest, variant.precision, settings(), _sessions=known)
     graphs.open([variant.task])
     scheduler = Scheduler(BATCH_TOKENS)
     if manifest.kind == Kind.RERANKER:

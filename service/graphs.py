@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from service import logs
+from service.copies import Copies
+from service.devices import Kind
 from service.errors import BundleError, ModelUnavailable
 from service.manifest import Manifest, Precision
 from service.session import Session, SessionSettings
@@ -28,6 +30,7 @@ class Graphs:
     manifest: Manifest
     precision: Precision
     settings: SessionSettings
+    copies: Copies | None = None  # prepacked, shared by all workers; None: the bundle's own graphs are opened
     _sessions: dict[str, Session] = field(default_factory=dict)  # by file
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
@@ -80,9 +83,18 @@ class Graphs:
             with self._opening:
                 if file not in self._sessions:
                     settings = replace(self.settings, may_pad=may_pad)
-                    self._sessions[file] = Session(self.folder / file, settings)
+                    self._sessions[file] = self._load(file, settings)
                     logs.write(logging.INFO, "graph opened", model=self.manifest.name, file=file)
         return self._sessions[file]
+
+    def _load(self, file: str, settings: SessionSettings) -> Session:
+        """Open the copy of a graph where it has one, else the bundle's own."""
+        if self.copies and settings.device.kind == Kind.CPU and (copy := self.copies.find(file)):
+            try:
+                return Session(copy, settings, is_prepacked=True)
+            except BundleError as error:
+                self.copies.discard(file, str(error))
+        return Session(self.folder / file, settings)
 
     def _file(self, task: str | None) -> str:
         for variant in self.manifest.variants:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from service import footprint, host, loading, logs, providers, status
 from service.bundles import Bundle, find_bundles
 from service.config import Settings
+from service.copies import copies_of
 from service.devices import CPU
 from service.devices import Kind as DeviceKind
 from service.embedding import EmbeddingModel
@@ -25,6 +26,7 @@ from service.scheduler import Scheduler
 from service.selection import Choice, Site, choose
 from service.session import SessionSettings
 
+CACHE_FOLDER = ".cache"  # in the models folder; its dot tells it from bundles
 MAX_ECHO = 100  # characters of a caller's own text that an error repeats
 ROUTES = {Kind.EMBEDDING: "/v1/embeddings", Kind.RERANKER: "/v1/rerank"}  # where a kind of model answers
 UNLIMITED = Placement(reason="not placed")  # the CPU, with all the memory that a model may want
@@ -148,11 +150,14 @@ class Registry:
         if self._is_broken:
             raise BundleError(f"{place.reason} (DEVICE)")
 
+        cache_dir = self._settings.cache_dir or self._settings.models_dir / CACHE_FOLDER
+        copies = copies_of(cache_dir, bundle.folder, manifest, with_hashes=self._settings.verify_hashes)
+
         def open_choice(choice: Choice) -> Model:
             settings = SessionSettings(
                 self._settings.intra_op_threads, device=choice.device, gpu_bytes=place.gpu_bytes
             )
-            graphs = Graphs(bundle.folder, manifest, choice.precision, settings)
+            graphs = Graphs(bundle.folder, manifest, choice.precision, settings, copies)
             return loading.open_warm(graphs, tasks, self._scheduler)
 
         needs = {

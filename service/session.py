@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,16 @@ import onnxruntime
 from service import providers
 from service.devices import CPU, Device
 from service.errors import BundleError, NotOnDevice
+from service.providers import Backend
 
 ERROR_SEVERITY = 3
 MAX_REASON = 500  # characters of a native error that are worth showing
+# What the library's own optimizer saves and how: small constants in the graph, all others in one file, those
+# of MatMuls a second time as the processor wants them. Only for this version and this instruction set.
+SAVED_DATA = "session.optimized_model_external_initializers_file_name"
+SAVED_MIN_BYTES = "session.optimized_model_external_initializers_min_size_in_bytes"
+SAVED_PREPACKED = "session.save_external_prepacked_constant_initializers"
+INLINE_BYTES = 1024
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -29,34 +37,24 @@ class SessionSettings:
     may_pad: bool = True  # whether texts of unequal length may share a run
     device: Device = CPU
     gpu_bytes: int | None = None  # the most that the session's arena on a GPU may take; None: no limit
-    cache_dir: Path | None = None  # where prepacked copies of graphs are kept; None: nowhere
 
 
 class Session:
     """One open graph."""
 
-    def __init__(self, path: Path, settings: SessionSettings) -> None:
-        """Open the graph. Raises BundleError when ONNX Runtime refuses it or its device (NotOnDevice)."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settings.num_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = ERROR_SEVERITY
-        # A pattern is planned and kept for every new shape, and shapes always vary: it takes twice the memory
-        # for a long text and saves no time.
-        options.enable_mem_pattern = False
-        # Threads spin between the operators of a run, which short texts need, and sleep when no run is left.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        backend = providers.backend(settings.device, settings.gpu_bytes)
-        try:
-            self._native = onnxruntime.InferenceSession(
-                str(path),
-                options,
-                providers=backend.providers,
-                disabled_optimizers=backend.disabled_optimizers,
-            )
-        except Exception as error:  # the library has one class per status code and no common parent
-            raise BundleError(f"{path} cannot be opened: {str(error)[:MAX_REASON]}") from error
+    def __init__(self, path: Path, settings: SessionSettings, *, is_prepacked: bool = False) -> None:
+        """Open the graph; a prepacked one, for the CPU, is as its maker left it, optimized already.
+
+        Raises BundleError when ONNX Runtime refuses it or its device (NotOnDevice).
+        """
+        options, backend = _options(settings), providers.backend(settings.device, settings.gpu_bytes)
+        if is_prepacked:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            backend = replace(backend, disabled_optimizers=[])
+            # The library packs each weight once more, to compare: in memory that is given back at once.
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        self._native = _open(path, options, backend)
+        _give_memory_back()
         if not providers.is_on(self._native, settings.device):
             raise NotOnDevice(f"{path} does not run on {settings.device}: ONNX Runtime took the CPU instead")
         self.may_pad = settings.may_pad
@@ -66,6 +64,49 @@ class Session:
         """Compute the named outputs."""
         computed: list[Floats] = self._native.run(list(outputs), dict(inputs))
         return computed
+
+
+def save_prepacked(path: Path, graph: Path, data_name: str, num_threads: int) -> None:
+    """Write a graph as it is after optimizing, with its constants in a file beside it. Raises BundleError."""
+    options = _options(SessionSettings(num_threads))
+    options.optimized_model_filepath = str(graph)
+    options.add_session_config_entry(SAVED_DATA, data_name)
+    options.add_session_config_entry(SAVED_MIN_BYTES, str(INLINE_BYTES))
+    options.add_session_config_entry(SAVED_PREPACKED, "1")
+    _open(path, options, providers.backend())
+
+
+def _options(settings: SessionSettings) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERROR_SEVERITY
+    # A pattern is planned and kept for every new shape, and shapes always vary: it takes twice the memory
+    # for a long text and saves no time.
+    options.enable_mem_pattern = False
+    # Threads spin between the operators of a run, which short texts need, and sleep when no run is left.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _open(path: Path, options: onnxruntime.SessionOptions, backend: Backend) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=backend.providers,
+            disabled_optimizers=backend.disabled_optimizers or None,
+        )
+    except Exception as error:  # the library has one class per status code and no common parent
+        raise BundleError(f"{path} cannot be opened: {str(error)[:MAX_REASON]}") from error
+
+
+def _give_memory_back() -> None:
+    """Return to the system what the load freed; only glibc keeps it, and only glibc can be asked."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def pad(sequences: Sequence[npt.NDArray[np.int64]]) -> dict[str, Array]:

@@ -15,12 +15,14 @@ FORBIDDEN_IN_SERVICE = {"torch", "transformers", "onnx", "optimum", "convert", "
 # Each module may import modules of earlier rows; of its own row only where the row says so by being a chain.
 SERVICE_LAYERS: list[set[str]] = [
     {"errors"},
-    {"figures", "files", "limits", "vision", "addresses"},
-    {"manifest", "host", "images", "windows", "fetching"},
+    {"figures", "files", "limits", "vision", "addresses", "wire"},
+    {"manifest", "host", "images", "windows", "fetching", "copy_records", "compacting"},
     {"devices"},
     {"config", "placement", "providers"},
     {"logs", "selection", "footprint", "bundles", "bodies", "options", "parsing", "probe"},
     {"tokenization", "chunking", "batching", "session", "pooling", "encoding"},
+    {"prepacking"},
+    {"copies"},
     {"scheduler", "late_chunking", "graphs", "multimodal", "media"},
     {"inference", "image_embedding", "inputs"},
     {"scoring"},

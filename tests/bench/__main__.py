@@ -31,6 +31,7 @@ from tests.bench import (
     quality,
     retrieval,
     server,
+    shared_weights,
     single,
     texts,
     torch_process,
@@ -195,6 +196,13 @@ def _measure_vision(chosen: argparse.Namespace) -> None:
     vision.measure(replace(plan, tasks=(vision.TASK,)), options.command(Part.VISION, chosen))
 
 
+def _measure_memory(chosen: argparse.Namespace) -> None:
+    command = options.command(Part.MEMORY, chosen)
+    for name in (models.Encoder.BGE_M3, models.Encoder.JINA_V3):
+        plan = _plan(Part.MEMORY, models.MODELS[name], chosen, chosen.xlmr_tokenizer)
+        shared_weights.measure(plan, command)
+
+
 def _measure_bake(part: Part, deep: bake_layers.Deep, chosen: argparse.Namespace) -> None:
     precisions = options.precisions(part, chosen)
     found: list[bake_layers.Figures] = []
@@ -215,6 +223,7 @@ FULL_SIZE: dict[Part, Callable[[argparse.Namespace], None]] = {
     Part.DECODERS: _measure_decoders,
     Part.LISTWISE: _measure_listwise,
     Part.VISION: _measure_vision,
+    Part.MEMORY: _measure_memory,
     Part.BAKE_8B: partial(_measure_bake, Part.BAKE_8B, bake_layers.QWEN3_8B_BAKE),
     Part.BAKE_V4: partial(_measure_bake, Part.BAKE_V4, bake_layers.JINA_V4_BAKE),
 }

@@ -7,6 +7,7 @@ the interval between two samples can be missed. Linux only.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import threading
@@ -67,6 +68,11 @@ def resident_bytes(pid: int) -> int:
     return _tree_bytes(pid, RESIDENT)
 
 
+def own_bytes(field: str) -> int:
+    """Return a figure of this process alone."""
+    return _status_bytes(os.getpid(), field)
+
+
 def peak_while(pid: int, action: Callable[[], Result]) -> tuple[Result, int]:
     """Run `action` here; return its result and the most anonymous bytes the process tree had meanwhile.
 
@@ -92,10 +98,10 @@ def peak_while(pid: int, action: Callable[[], Result]) -> tuple[Result, int]:
 def _tree_bytes(pid: int, field: str) -> int:
     if not CHILDREN.exists():
         raise BenchError(f"memory is measured through {CHILDREN}, which this system does not have")
-    return sum(_status_bytes(member, field) for member in _tree(pid))
+    return sum(_status_bytes(member, field) for member in tree(pid))
 
 
-def _tree(pid: int) -> list[int]:
+def tree(pid: int) -> list[int]:
     """Return a process and its descendants."""
     members = [pid]
     for member in members:  # grows while it is read

@@ -41,6 +41,7 @@ class Part(StrEnum):
     DECODERS = "decoders"
     LISTWISE = "listwise"
     VISION = "vision"
+    MEMORY = "memory"
     BAKE_8B = "bake-8b"
     BAKE_V4 = "bake-v4"
 
@@ -54,7 +55,7 @@ CPU_PRECISIONS = (
 )
 PRECISIONS = {  # where none is asked for
     **dict.fromkeys(SMALL_PARTS, tuple(Precision)),
-    **dict.fromkeys((Part.ENCODERS, Part.DECODERS, Part.LISTWISE), SPEED_PRECISIONS),
+    **dict.fromkeys((Part.ENCODERS, Part.DECODERS, Part.LISTWISE, Part.MEMORY), SPEED_PRECISIONS),
     Part.PRECISION: CPU_PRECISIONS,
     Part.VISION: (Precision.FP32,),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), (Precision.INT8_BLOCK,)),
@@ -75,6 +76,7 @@ SAID = {
     Part.DECODERS: ("decoder_models", "sizes", "runs"),
     Part.LISTWISE: ("documents", "runs"),
     Part.VISION: ("runs",),
+    Part.MEMORY: ("runs",),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("layers",)),
 }
 PLACES = {
@@ -85,6 +87,7 @@ PLACES = {
     Part.DECODERS: ("qwen_tokenizer", "torch_python", "work_dir"),
     Part.LISTWISE: ("xquad", "qwen_tokenizer", "torch_python", "work_dir"),
     Part.VISION: ("qwen_tokenizer", "torch_python", "work_dir"),
+    Part.MEMORY: ("xlmr_tokenizer", "work_dir"),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("qwen_tokenizer", "work_dir")),
 }
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,9 +64,14 @@ def tuned_settings() -> Settings:
 
 
 @contextmanager
-def serve(models_dir: Path, precision: Precision, model: str = MODEL) -> Iterator[Service]:
-    """Run gunicorn on a free port until the block ends. Raises BenchError, with its log, where it fails."""
-    variables = _settings(models_dir, precision, model)
+def serve(
+    models_dir: Path, precision: Precision, model: str = MODEL, changed: Mapping[str, str] | None = None
+) -> Iterator[Service]:
+    """Run gunicorn on a free port until the block ends, with some settings `changed`.
+
+    Raises BenchError, with its log, where it fails.
+    """
+    variables = _settings(models_dir, precision, model) | dict(changed or {})
     service = Service(config.from_environment(variables), precision, model)
     with tempfile.TemporaryFile() as log:
         begin = time.perf_counter()
@@ -120,10 +125,12 @@ def _wait_until_ready(service: Service, process: subprocess.Popen[bytes]) -> Non
 
 
 def _check_precision(service: Service) -> None:
-    """Make sure that what is measured is what was asked for."""
-    served = {
-        entry["id"]: entry["precision"] for entry in orjson.loads(_get(service, "/v1/models")[1])["data"]
-    }
+    """Make sure that what is measured is what was asked for; of several workers one may still be loading."""
+    deadline = time.monotonic() + START_SECONDS
+    served: dict[str, str] = {}
+    while not served and time.monotonic() < deadline:
+        entries = orjson.loads(_get(service, "/v1/models")[1])["data"]
+        served = {entry["id"]: entry["precision"] for entry in entries}
     if served != {service.model: service.precision}:
         raise BenchError(f"the service has {served} instead of {service.model} at {service.precision}")
 
