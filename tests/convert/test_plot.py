@@ -19,12 +19,16 @@ from tests.conftest import MODEL
 
 
 def test_verify_draws_beside_the_bundle(
-    tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_models: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "models"
     out.mkdir()
     (out / MODEL).symlink_to(tiny_models / MODEL)
     main(["verify", MODEL, "--out", str(out), "--plot"])  # its status is that of the figures
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1 << 20)  # the service's own decoder sets a lower one
     with Image.open(out / f"{MODEL}.png") as drawn:
         assert drawn.format == "PNG"
         colours = {colour for _, colour in drawn.convert("RGB").getcolors(1 << 20) or ()}
