@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from convert.quantize import LINEAR_SCHEMES
+from convert.recipe import DEFAULT_PRECISIONS
 from service.manifest import Precision
 from tests.bench import full_size_qwen, full_size_xlmr, server
 from tests.bench.cases import Size
@@ -30,7 +30,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Part(StrEnum):
-    """What can be measured. Those of full-size models take minutes and gigabytes: only if asked for."""
+    """What can be measured. Those of full-size models but memory are measured only if asked for."""
 
     RETRIEVAL = "retrieval"
     BULK = "bulk"
@@ -47,14 +47,11 @@ class Part(StrEnum):
 
 
 SMALL_PARTS = (Part.RETRIEVAL, Part.BULK, Part.SINGLE)
+DEFAULT_PARTS = (*SMALL_PARTS, Part.QUALITY, Part.PRECISION, Part.MEMORY)
 SPEED_PRECISIONS = (Precision.FP32, Precision.INT8)
-# Those of the CPU that the converter can make.
-CPU_PRECISIONS = (
-    Precision.FP32,
-    *(kind for kind in (Precision.INT8, Precision.INT8_BLOCK, Precision.INT4) if kind in LINEAR_SCHEMES),
-)
+CPU_PRECISIONS = (*DEFAULT_PRECISIONS, Precision.INT4)
 PRECISIONS = {  # where none is asked for
-    **dict.fromkeys(SMALL_PARTS, tuple(Precision)),
+    **dict.fromkeys(SMALL_PARTS, DEFAULT_PRECISIONS),
     **dict.fromkeys((Part.ENCODERS, Part.DECODERS, Part.LISTWISE, Part.MEMORY), SPEED_PRECISIONS),
     Part.PRECISION: CPU_PRECISIONS,
     Part.VISION: (Precision.FP32,),
@@ -100,9 +97,14 @@ def parser() -> argparse.ArgumentParser:
         f"{', '.join(TUNABLE)} may be set to vary it.",
     )
     add = made.add_argument
-    add("--only", type=_several(Part), default=SMALL_PARTS, metavar=",".join(Part))
+    add("--only", type=_several(Part), default=DEFAULT_PARTS, metavar=",".join(Part))
     defaults = f"{','.join(SPEED_PRECISIONS)}; vision: {Precision.FP32}; bakes: {Precision.INT8_BLOCK}; "
-    add("--precision", type=_several(Precision), metavar=",".join(Precision), help=f"{defaults}{MODEL}: all")
+    add(
+        "--precision",
+        type=_several(Precision),
+        metavar=",".join(Precision),
+        help=f"{defaults}{MODEL}: those of its bake",
+    )
     add("--models-dir", type=Path, default=DEFAULT_MODELS_DIR, help="where bundles are (%(default)s)")
     add("--xquad", type=Path, default=DEFAULT_XQUAD, help="the retrieval set (%(default)s)")
     add("--code", type=Path, default=DEFAULT_CODE, help="the retrieval set of code (%(default)s)")
