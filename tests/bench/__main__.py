@@ -197,6 +197,9 @@ def _measure_vision(chosen: argparse.Namespace) -> None:
 
 
 def _measure_memory(chosen: argparse.Namespace) -> None:
+    if not chosen.xlmr_tokenizer.exists():
+        print(f"{Part.MEMORY}: skipped, {chosen.xlmr_tokenizer} is not here (--xlmr-tokenizer)")
+        return
     command = options.command(Part.MEMORY, chosen)
     for name in (models.Encoder.BGE_M3, models.Encoder.JINA_V3):
         plan = _plan(Part.MEMORY, models.MODELS[name], chosen, chosen.xlmr_tokenizer)

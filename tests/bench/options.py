@@ -98,13 +98,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--only", type=_several(Part), default=DEFAULT_PARTS, metavar=",".join(Part))
-    defaults = f"{','.join(SPEED_PRECISIONS)}; vision: {Precision.FP32}; bakes: {Precision.INT8_BLOCK}; "
-    add(
-        "--precision",
-        type=_several(Precision),
-        metavar=",".join(Precision),
-        help=f"{defaults}{MODEL}: those of its bake",
-    )
+    add("--precision", type=_several(Precision), metavar=",".join(Precision), help="each part has its own")
     add("--models-dir", type=Path, default=DEFAULT_MODELS_DIR, help="where bundles are (%(default)s)")
     add("--xquad", type=Path, default=DEFAULT_XQUAD, help="the retrieval set (%(default)s)")
     add("--code", type=Path, default=DEFAULT_CODE, help="the retrieval set of code (%(default)s)")
