@@ -20,6 +20,7 @@ from service.errors import BakeError
 from service.files import FileRecord
 from service.manifest import TOKENIZER_FILE, Manifest, Precision
 
+MIXED_PRECISIONS = frozenset({Precision.INT8_BLOCK, Precision.FP32})
 TUNED_PRECISIONS = frozenset({Precision.INT8, Precision.INT4})
 Files = dict[str, dict[str, Graph]]  # folder -> file name without ending -> graph
 
@@ -58,6 +59,7 @@ def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
     vision_tower = tower(recipe, opened)
     wanted = request.precisions or recipe.precisions
     verifying = _is_verifying(graphs, request.verification, recipe.manifest.name)
+    _check_mixture(request, graphs, wanted, verifying=verifying)
     written = tuple(dict.fromkeys((*wanted, Precision.FP32))) if verifying else wanted
     manifest = describe.with_variants(describe.described(recipe, opened, source), tasks, written)
     with bundle.staging(request.out, recipe.manifest.name) as staged:
@@ -91,7 +93,7 @@ def _is_verifying(graphs: GraphsByTask, verification: Verification, name: str) -
     needed = f"verification needs {num_bytes * verify.FP32_MEMORY_FACTOR / 1e9:.1f} GB of free memory"
     if verification == Verification.REQUIRE:
         raise BakeError(f"{name}: {needed}; free some or use --verify skip")
-    print(f"{name}: {needed}: published with verified: false")
+    print(f"{name}: {needed}: published with verified: false, int8 and int4 made without calibration")
     return False
 
 
@@ -99,20 +101,35 @@ def _tuned(
     staged: Path, manifest: Manifest, graphs: GraphsByTask, request: BakeRequest
 ) -> tuple[Tuned, Manifest]:
     """Calibrate and smooth; search for a mixture where int8 is wanted and none is given."""
-    tuned = tuning.calibrated(staged, manifest, graphs)
+    keeps_inputs = Precision.INT4 in manifest.precisions
+    tuned = tuning.calibrated(staged, manifest, graphs, keeps_inputs=keeps_inputs)
     found = request.mixture
     if found is None:
         found = _searched(staged, manifest, tuned) if Precision.INT8 in manifest.precisions else {}
+    return replace(tuned, mixture=found), replace(manifest, calibrated=True, mixture=dict(found))
+
+
+def _check_mixture(
+    request: BakeRequest, graphs: GraphsByTask, wanted: tuple[Precision, ...], *, verifying: bool
+) -> None:
+    """Refuse a mixture that would be ignored, and one that is not of this model."""
+    found = request.mixture
+    if found is None:
+        return
+    if not verifying or Precision.INT8 not in wanted:
+        raise BakeError("--mixture is of int8 in a bake that is verified: add them, or leave it out")
     unknown = set(found) - {layer.name for graph in graphs.values() for layer, _ in linear_layers(graph)}
     if unknown:
-        raise BakeError(f"{manifest.name} has no linear layer {', '.join(sorted(unknown))} (mixture)")
-    return replace(tuned, mixture=found), replace(manifest, calibrated=True, mixture=dict(found))
+        raise BakeError(f"the model has no linear layer {', '.join(sorted(unknown))} (--mixture)")
+    if others := set(found.values()) - MIXED_PRECISIONS:
+        raise BakeError(f"--mixture has {', '.join(sorted(others))}: layers may be in int8-block or fp32")
 
 
 def _searched(staged: Path, manifest: Manifest, tuned: Tuned) -> dict[str, Precision]:
     num_bytes = max(graph.num_bytes for graph in tuned.graphs.values())
     if not verify.fits_memory(round(num_bytes * tuning.SEARCH_MEMORY_FACTOR)):
-        print(f"{manifest.name}: too little free memory to search for a mixture: int8 is made without one")
+        needed = num_bytes * tuning.SEARCH_MEMORY_FACTOR * verify.FP32_MEMORY_FACTOR / 1e9
+        print(f"{manifest.name}: int8 is made without a search for a mixture: it needs {needed:.1f} GB free")
         return {}
     return tuning.searched(staged, manifest, tuned)
 
@@ -129,10 +146,10 @@ def _made(
     for precision in precisions:
         is_smoothed = precision == Precision.INT8 and tuned.smoothed
         graphs = tuned.smoothed if is_smoothed else tuned.graphs
-        inputs = tuned.smoothed_inputs if is_smoothed else tuned.inputs
+        mixture = tuned.mixture if is_smoothed else None
         made[precision] = _named(
             {
-                task: quantize(graph, precision, inputs.get(task), tuned.mixture if is_smoothed else None)
+                task: quantize(graph, precision, tuned.inputs.get(task), mixture)
                 for task, graph in graphs.items()
             }
         )

@@ -20,8 +20,8 @@ from service.session import Array, Session
 
 PICKED = "calibration.picked"  # graph input: which rows of a run are sampled, counted round and round
 HIGHEST, SQUARES, ROWS = "calibration.highest", "calibration.squares", "calibration.rows"
-MAX_ROWS = 256
-ROWS_OF_A_RUN = 4
+MAX_ROWS = 256  # kept of each value
+ROWS_OF_A_RUN = 16
 SEED = 0
 
 Floats = npt.NDArray[np.float32]
@@ -58,6 +58,15 @@ def observed_values(graph: Graph) -> dict[str, int]:
     return {layer.input[0]: weight.shape[0] for layer, weight in linear_layers(graph)}
 
 
+@dataclass
+class _Seen:
+    """One value as far as it was seen."""
+
+    highest: Floats
+    squares: Floats  # summed over runs, each weighted by its tokens
+    rows: list[Floats]
+
+
 @dataclass(eq=False)
 class Recording:
     """Stands in for the session of an observing graph: answers as it does and keeps what it sees."""
@@ -65,8 +74,9 @@ class Recording:
     session: Session
     values: Sequence[str]
     may_pad: bool = False  # a padded row would be seen too
-    _runs: dict[str, list[tuple[Floats, ...]]] = field(default_factory=dict)
-    _num_tokens: list[int] = field(default_factory=list)
+    _seen: dict[str, _Seen] = field(default_factory=dict)
+    _num_tokens: int = 0
+    _num_rows: int = 0
     _draw: np.random.Generator = field(default_factory=lambda: np.random.default_rng(SEED))
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
@@ -75,10 +85,12 @@ class Recording:
         picked = self._draw.choice(num_tokens, min(ROWS_OF_A_RUN, num_tokens), replace=False)
         named = [f"{kind}:{value}" for value in self.values for kind in (HIGHEST, SQUARES, ROWS)]
         computed = self.session.run({**inputs, PICKED: picked.astype(np.int64)}, [*outputs, *named])
-        self._num_tokens.append(num_tokens)
-        seen = iter(computed[len(outputs) :])
+        places = [self._place(self._num_rows + index) for index in range(len(picked))]
+        found = iter(computed[len(outputs) :])
         for value in self.values:
-            self._runs.setdefault(value, []).append((next(seen), next(seen), next(seen)))
+            self._add(value, (next(found), next(found) * num_tokens, next(found)), places)
+        self._num_tokens += num_tokens
+        self._num_rows += len(picked)
         return computed[: len(outputs)]
 
     def as_session(self) -> Session:
@@ -86,16 +98,29 @@ class Recording:
         return cast(Session, self)
 
     def seen(self) -> Iterator[tuple[str, LinearInput]]:
-        """List what was seen of each value. Mean squares weigh every token alike."""
-        for value, runs in self._runs.items():
-            highest, squares, rows = zip(*runs, strict=True)
-            sampled = np.concatenate(rows)
-            kept = np.sort(np.random.default_rng(SEED).permutation(len(sampled))[:MAX_ROWS])
-            yield (
-                value,
-                LinearInput(
-                    highest=np.max(highest, axis=0),
-                    squares=np.average(squares, axis=0, weights=self._num_tokens).astype(np.float32),
-                    rows=sampled[kept],
-                ),
-            )
+        """List what was seen of each value. Mean squares weigh runs by their tokens."""
+        for value, found in self._seen.items():
+            squares = (found.squares / self._num_tokens).astype(np.float32)
+            yield value, LinearInput(found.highest, squares, np.stack(found.rows))
+
+    def _place(self, count: int) -> int | None:
+        """Choose the place of one more row among those kept: each row seen is as likely to be there."""
+        if count < MAX_ROWS:
+            return count
+        place = int(self._draw.integers(count + 1))
+        return place if place < MAX_ROWS else None
+
+    def _add(self, value: str, found: tuple[Floats, Floats, Floats], places: Sequence[int | None]) -> None:
+        highest, squares, rows = found
+        if value not in self._seen:
+            self._seen[value] = _Seen(highest, squares.astype(np.float64), [])
+        else:
+            known = self._seen[value]
+            known.highest = np.maximum(known.highest, highest)
+            known.squares += squares
+        kept = self._seen[value].rows
+        for place, row in zip(places, rows, strict=True):
+            if place is not None and place == len(kept):
+                kept.append(row.copy())
+            elif place is not None:
+                kept[place] = row.copy()

@@ -7,11 +7,13 @@ and the speed of a stand-in says nothing.
 
 from __future__ import annotations
 
-import tempfile
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 import onnx
 
@@ -19,6 +21,7 @@ from convert.graph import node
 from convert.half import FLOAT, FORMATS, NEVER_FLOAT
 from service.manifest import Manifest, Precision, Variant
 
+PREFIX = ".stand-in."
 # What only moves values leaves them as rounded as they were.
 MOVES = frozenset(
     {"Compress", "Gather", "Identity", "Reshape", "ScatterND", "Slice", "Split", "Squeeze", "Unsqueeze"}
@@ -32,14 +35,32 @@ def runnable(folder: Path, manifest: Manifest, variant: Variant) -> Iterator[tup
         yield manifest, variant
         return
     graph = folder / variant.file
-    # NOTE: beside the graph, because ONNX Runtime refuses weights outside the graph's own folder, links too.
-    with tempfile.NamedTemporaryFile(dir=graph.parent, prefix=".stand-in.", suffix=".onnx") as file:
-        model = onnx.load(str(graph), load_external_data=False)
-        file.write(emulated(model, variant.precision).SerializeToString())
-        file.flush()
-        name = str(Path(file.name).relative_to(folder))
-        shown = replace(variant, precision=Precision.FP32, file=name)
+    model = emulated(onnx.load(str(graph), load_external_data=False), variant.precision)
+    with _written(graph, model.SerializeToString()) as file:
+        shown = replace(variant, precision=Precision.FP32, file=str(file.absolute()))
         yield replace(manifest, variants=(shown,)), shown
+
+
+@contextmanager
+def _written(graph: Path, content: bytes) -> Iterator[Path]:
+    """Write a stand-in where it finds the weights of the graph, and remove it in the end.
+
+    ONNX Runtime refuses weights outside the graph's own folder, links too: beside the graph, or, where
+    nothing may be written there, in a folder with a copy of the weights.
+    """
+    for stale in graph.parent.glob(f"{PREFIX}*") if os.access(graph.parent, os.W_OK) else ():
+        stale.unlink(missing_ok=True)  # of a check that was killed
+    with ExitStack() as made:
+        try:
+            file = made.enter_context(NamedTemporaryFile(dir=graph.parent, prefix=PREFIX, suffix=".onnx"))
+        except OSError:
+            other = Path(made.enter_context(TemporaryDirectory(prefix=PREFIX)))
+            for weights in graph.parent.glob("*.data"):
+                shutil.copy(weights, other)
+            file = made.enter_context(NamedTemporaryFile(dir=other, suffix=".onnx"))
+        file.write(content)
+        file.flush()
+        yield Path(file.name)
 
 
 def emulated(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:

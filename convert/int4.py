@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 
 import numpy as np
@@ -25,8 +26,7 @@ def linear(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -> None
     inputs = rewriting.inputs.get(node.input[0])
     num_inputs, num_outputs = weight.shape
     num_blocks = -(-num_inputs // BLOCK_SIZE)
-    # Tasks that share a weight share its 4-bit form, rounded for the first one's inputs.
-    key = f"{weight.key}:int4"
+    key = f"{weight.key}:int4{_told_apart(inputs)}"
     parts = [
         Constant(
             key, (num_outputs, num_blocks, BLOCK_SIZE // 2), np.dtype(np.uint8),
@@ -55,6 +55,11 @@ def linear(rewriting: Rewriting, node: onnx.NodeProto, weight: Constant) -> None
 def table_rows(rewriting: Rewriting, node: onnx.NodeProto, table: Constant) -> None:
     """Look rows up in a table of 8-bit blocks, larger ones than where 8 bits are all the error there is."""
     blocks.table_rows(rewriting, node, table, TABLE_BLOCK_SIZE)
+
+
+def _told_apart(inputs: LinearInput | None) -> str:
+    """Return what tells the forms of a weight apart that are rounded for unlike inputs, of two tasks."""
+    return f":{hashlib.sha256(inputs.rows.tobytes()).hexdigest()[:16]}" if inputs else ""
 
 
 # The three arrays of a quantized layer are written one after the other: the result is kept for the others.

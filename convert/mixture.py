@@ -24,8 +24,6 @@ SHARES = (
     0.5,
 )  # of all weights, left to the accurate scheme; tried in turn
 ACCURATE = Precision.INT8_BLOCK
-# What the search asks for: more than the floors, for it will be judged by other texts.
-MARGIN = 0.0003
 
 Floats = npt.NDArray[np.float32]
 Switches = npt.NDArray[np.bool_]
@@ -44,10 +42,9 @@ class Subject:
     few_answers: Callable[[Switches], Floats]
 
     def is_good(self, switches: Switches) -> bool:
-        """Tell whether the answers reach the floors of int8 with a margin."""
-        return quality.is_good(
-            quality.compared(self.kind, self.answers(switches), self.exact), Precision.INT8, MARGIN
-        )
+        """Tell whether the answers reach what a search asks for."""
+        found = quality.compared(self.kind, self.answers(switches), self.exact)
+        return quality.is_good(found, Precision.INT8, quality.SEARCH_FLOORS)
 
 
 def searched(

@@ -28,6 +28,9 @@ FLOORS_OF = {  # where they are others
     Precision.INT4: Floors(mean_cosine=0.96, top10_overlap=0.85, rank_correlation=0.85, score_error=0.2)
 }
 
+# What a search for a mixture asks for: more than the floors of int8, for other texts will judge it.
+SEARCH_FLOORS = Floors(mean_cosine=0.9983, top10_overlap=0.963, rank_correlation=0.963, score_error=0.045)
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -71,14 +74,14 @@ def distance(kind: Kind, answers: Floats, exact: Floats) -> float:
     return float(1 - np.einsum("nd,nd->n", answers.astype(np.float64), exact.astype(np.float64)).mean())
 
 
-def is_good(found: Quality | RankQuality, precision: Precision, margin: float = 0.0) -> bool:
-    """Tell whether every figure is better than the floor of its precision by `margin`. NaN is not."""
-    floors = FLOORS_OF.get(precision, FLOORS)
+def is_good(found: Quality | RankQuality, precision: Precision, floors: Floors | None = None) -> bool:
+    """Tell whether every figure reaches the floor of its precision, or `floors`. NaN does not."""
+    floors = floors or FLOORS_OF.get(precision, FLOORS)
     if isinstance(found, RankQuality):
-        is_near = found.worst_score_error <= floors.score_error - margin
-        return is_near and found.rank_correlation >= floors.rank_correlation + margin
-    is_near = found.mean_cosine >= floors.mean_cosine + margin
-    return is_near and (found.top10_overlap is None or found.top10_overlap >= floors.top10_overlap + margin)
+        is_near = found.worst_score_error <= floors.score_error
+        return is_near and found.rank_correlation >= floors.rank_correlation
+    is_near = found.mean_cosine >= floors.mean_cosine
+    return is_near and (found.top10_overlap is None or found.top10_overlap >= floors.top10_overlap)
 
 
 def _ranks(scores: Floats) -> npt.NDArray[np.int64]:

@@ -52,19 +52,25 @@ def open_variant(folder: Path, manifest: Manifest, variant: Variant, session: Se
 
 
 def answers(
-    model: Model, variant: Variant, texts: Sequence[str], on_text: OnText = lambda count: None
+    model: Model,
+    variant: Variant,
+    texts: Sequence[str],
+    on_text: OnText = lambda count: None,
+    num_queries: int = 0,
 ) -> Floats:
     """Compute a unit vector for each text, one at a time, or a reranker's scores (queries, documents).
 
-    What a batch does to vectors must not matter here.
+    What a batch does to vectors must not matter here. Of a reranker the first `num_queries` texts, or as many
+    as it is measured on, are queries.
     """
     if isinstance(model, Reranker):
-        documents = texts[NUM_QUERIES:][:MAX_DOCUMENTS]
+        num_queries = num_queries or NUM_QUERIES
+        documents = texts[num_queries:][:MAX_DOCUMENTS]
         rows = []
-        for query in texts[:NUM_QUERIES]:
+        for query in texts[:num_queries]:
             ranking = model.rank(query, documents)
             rows.append(np.array(ranking.scores, dtype=np.float32)[np.argsort(ranking.order)])
-            on_text(len(texts) // NUM_QUERIES)
+            on_text(len(texts) // num_queries)
         return np.stack(rows)
     return vectors(model, texts, options_of(variant), on_text)
 

@@ -26,6 +26,9 @@ ALPHAS = (0.35, 0.5, 0.65, 0.8)
 WORTH_A_MULTIPLICATION = 0.9  # of the error without: what is left must be below
 MAX_ROWS, MAX_COLUMNS = 128, 1024  # of a layer, to estimate its error by
 SMALLEST = 1e-5  # of a channel's magnitude: dead channels have none
+# A channel that the texts hardly woke may be as large as any other in a text to come: it is taken to be at
+# least this share of the median, so that no factor makes it the largest of its row then.
+RARE_SHARE = 0.1
 
 Floats = npt.NDArray[np.float32]
 Calibration = Mapping[str, LinearInput]
@@ -83,7 +86,7 @@ def _readings(graph: Graph, inputs: Calibration) -> Iterator[Reading]:
 def _factors(graph: Graph, reading: Reading, seen: LinearInput) -> Floats | None:
     """Choose the factors (size,) with the least rounding error; None where the value is best as it is."""
     weights = [np.asarray(graph.constants[name].read(), np.float32) for name, _ in reading.weights]
-    highest = np.maximum(seen.highest, SMALLEST)
+    highest = np.maximum(seen.highest, max(SMALLEST, RARE_SHARE * float(np.median(seen.highest))))
     widest = np.maximum(np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0), SMALLEST)
     if reading.columns:
         highest, widest = (_shared(values, reading.columns[0]) for values in (highest, widest))

@@ -16,30 +16,30 @@ import numpy as np
 
 from convert import bundle, calibration, describe, mixture, progress, running, smoothing, texts
 from convert.build import GraphsByTask
-from convert.calibrated import LinearInput
 from convert.graph import Graph
 from convert.quantize import SWITCHES, switchable
 from convert.rewriting import linear_layers
-from service.manifest import Manifest, Precision, Variant
+from convert.smoothing import Calibration
+from service.manifest import Kind, Manifest, Precision, Variant
 from service.session import Array, Session
 
 CALIBRATION_TEXTS = 128
-FEW_TEXTS, FEW_CHARACTERS = 16, 200  # to see the effect of single layers
+FEW_TEXTS, FEW_CHARACTERS = 12, 200  # to see the effect of single layers
+# Of a reranker: a pair takes as long as a text of twice the length.
+SEARCH_QUERIES, SEARCH_DOCUMENTS = 4, 16
+FEW_QUERIES, FEW_DOCUMENTS = 2, 6
 OBSERVING = "observing"  # ending of the names of graphs that are only run to calibrate
 SEARCH_FOLDER = "search"
 SEARCH_MEMORY_FACTOR = 1.25  # of what fp32 alone needs: the layers are there in both forms
 
-Calibration = Mapping[str, LinearInput]
-
 
 @dataclass(frozen=True)
 class Tuned:
-    """Graphs as built, what calibration saw in them, and the same of smoothed ones; the mixture of int8."""
+    """Graphs as built and smoothed ones; what calibration saw, where it is needed; the mixture of int8."""
 
     graphs: GraphsByTask
-    inputs: Mapping[str | None, Calibration] = field(default_factory=dict)
     smoothed: GraphsByTask = field(default_factory=dict)
-    smoothed_inputs: Mapping[str | None, Calibration] = field(default_factory=dict)
+    inputs: Mapping[str | None, Calibration] = field(default_factory=dict)  # of the graphs as built
     mixture: Mapping[str, Precision] = field(default_factory=dict)
 
 
@@ -61,27 +61,31 @@ def observing_graphs(graphs: GraphsByTask) -> dict[str, Graph]:
     return {_observing_name(task): calibration.observing(graph) for task, graph in graphs.items()}
 
 
-def calibrated(staged: Path, manifest: Manifest, graphs: GraphsByTask) -> Tuned:
-    """Run the observing graphs on calibration texts; return the graphs with smoothed ones beside them."""
+def calibrated(
+    staged: Path, manifest: Manifest, graphs: GraphsByTask, *, keeps_inputs: bool = False
+) -> Tuned:
+    """Run the observing graphs on calibration texts; return the graphs with smoothed ones beside them.
+
+    What was seen takes up to a third of a gigabyte a task: it is kept only where asked for.
+    """
     chosen = texts.search()[:CALIBRATION_TEXTS]
     inputs: dict[str | None, Calibration] = {}
-    smoothed: dict[str | None, tuple[Graph, dict[str, LinearInput]]] = {}
+    smoothed: GraphsByTask = {}
     with progress.bar(len(graphs) * len(chosen), "calibrate", "text") as bar:
         for task, graph in graphs.items():
-            file = staged / Precision.FP32 / f"{_observing_name(task)}.onnx"
-            session = Session(file, running.settings())
-            recording = calibration.Recording(session, list(calibration.observed_values(graph)))
             variant = _exact_variant(manifest, task)
+            file = staged / Precision.FP32 / f"{_observing_name(task)}.onnx"
+            values = list(calibration.observed_values(graph))
+            recording = calibration.Recording(Session(file, running.settings()), values)
             model = running.open_variant(staged, manifest, variant, recording.as_session())
             running.answers(model, variant, chosen, bar.update)
-            inputs[task] = dict(recording.seen())
-            smoothed[task] = smoothing.smoothed(graph, inputs[task])
-    return Tuned(
-        graphs,
-        inputs,
-        {task: graph for task, (graph, _) in smoothed.items()},
-        {task: seen for task, (_, seen) in smoothed.items()},
-    )
+            del model  # its session too: the next task opens another
+            seen = dict(recording.seen())
+            del recording
+            smoothed[task], _ = smoothing.smoothed(graph, seen)
+            if keeps_inputs:
+                inputs[task] = seen
+    return Tuned(graphs, smoothed, inputs)
 
 
 def searched(staged: Path, manifest: Manifest, tuned: Tuned) -> dict[str, Precision]:
@@ -102,7 +106,7 @@ class Opened:
         """Open nothing yet."""
         self._staged, self._manifest, self._tuned = staged, manifest, tuned
         self._open: dict[str | None, mixture.Subject] = {}
-        self._exact: dict[tuple[str | None, int], mixture.Floats] = {}  # by task and number of texts
+        self._exact: dict[str | None, mixture.Floats] = {}  # answers of fp32 by task
 
     def subject(self, task: str | None) -> mixture.Subject:
         """Return the subject of a task, writing and opening its graph unless it is the one that is open."""
@@ -121,34 +125,44 @@ class Opened:
             folder.rmdir()
 
     def _opened(self, task: str | None) -> mixture.Subject:
-        graph = self._tuned.smoothed[task]
-        both, _ = switchable(graph, Precision.INT8, self._tuned.smoothed_inputs[task])
+        variant, graph = _exact_variant(self._manifest, task), self._tuned.smoothed[task]
+        is_reranker = self._manifest.kind == Kind.RERANKER
+        queries, few_queries = (SEARCH_QUERIES, FEW_QUERIES) if is_reranker else (0, 0)
+        whole, few = searched_texts(is_reranker=is_reranker)
+        if task not in self._exact:
+            exact = running.open_variant(self._staged, self._manifest, variant)
+            self._exact[task] = running.answers(exact, variant, whole, num_queries=queries)
+            del exact
+        both, _ = switchable(graph, Precision.INT8)
         bundle.write_graphs(self._staged, SEARCH_FOLDER, {describe.MODEL_GRAPH: both}, lambda count: None)
         session = Session(self._staged / SEARCH_FOLDER / f"{describe.MODEL_GRAPH}.onnx", running.settings())
-        variant = _exact_variant(self._manifest, task)
-        whole = texts.search()
-        few = [text for text in whole if len(text) < FEW_CHARACTERS][:FEW_TEXTS]
         sizes = {layer.name: int(np.prod(weight.shape)) for layer, weight in linear_layers(graph)}
 
-        def answers(chosen: Sequence[str], switches: mixture.Switches) -> mixture.Floats:
+        def answers(chosen: Sequence[str], num_queries: int, switches: mixture.Switches) -> mixture.Floats:
             switched = cast(Session, Switched(session, switches))
             model = running.open_variant(self._staged, self._manifest, variant, switched)
-            return running.answers(model, variant, chosen)
-
-        def exact(chosen: Sequence[str]) -> mixture.Floats:
-            key = task, len(chosen)
-            if key not in self._exact:
-                self._exact[key] = answers(chosen, np.zeros(len(sizes), dtype=np.bool_))
-            return self._exact[key]
+            return running.answers(model, variant, chosen, num_queries=num_queries)
 
         return mixture.Subject(
             kind=self._manifest.kind,
             sizes=sizes,
-            exact=exact(whole),
-            answers=partial(answers, whole),
-            exact_few=exact(few),
-            few_answers=partial(answers, few),
+            exact=self._exact[task],
+            answers=partial(answers, whole, queries),
+            exact_few=answers(few, few_queries, np.zeros(len(sizes), dtype=np.bool_)),
+            few_answers=partial(answers, few, few_queries),
         )
+
+
+def searched_texts(*, is_reranker: bool) -> tuple[list[str], list[str]]:
+    """Return the texts that a search judges by, and a few to see the effect of single layers.
+
+    Of a reranker the first are queries and the others documents, each with each.
+    """
+    whole = texts.search()
+    short = [text for text in whole if len(text) < FEW_CHARACTERS]
+    if is_reranker:
+        return whole[: SEARCH_QUERIES + SEARCH_DOCUMENTS], short[: FEW_QUERIES + FEW_DOCUMENTS]
+    return whole, short[:FEW_TEXTS]
 
 
 def _exact_variant(manifest: Manifest, task: str | None) -> Variant:

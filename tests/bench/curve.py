@@ -47,7 +47,7 @@ def points(recipe: Recipe, folder: Path) -> list[Point]:
     (folder / TOKENIZER_FILE).write_bytes((source / TOKENIZER_FILE).read_bytes())
     written = {describe.MODEL_GRAPH: graphs[None]} | tuning.observing_graphs(graphs)
     bundle.write_graphs(folder, Precision.FP32, written, lambda count: None)
-    tuned = tuning.calibrated(folder, manifest, graphs)
+    tuned = tuning.calibrated(folder, manifest, graphs, keeps_inputs=True)
     found = []
     for label, precision, graph in _forms(folder, manifest, tuned):
         name = "form-" + label.replace(" ", "-")
@@ -58,18 +58,18 @@ def points(recipe: Recipe, folder: Path) -> list[Point]:
 
 def _forms(folder: Path, manifest: Manifest, tuned: Tuned) -> Iterator[tuple[str, Precision, Graph]]:
     plain, smoothed = tuned.graphs[None], tuned.smoothed[None]
-    seen, smoothed_seen = tuned.inputs[None], tuned.smoothed_inputs[None]
+    seen = tuned.inputs[None]
     with closing(tuning.Opened(folder, manifest, tuned)) as opened:
         subject = opened.subject(None)
         order, sizes = mixture.by_effect(subject, lambda: None), subject.sizes
         chosen = mixture.searched([None], opened.subject, lambda: None)
     yield Precision.FP32, Precision.FP32, plain
     yield "int8, not smoothed", Precision.INT8, quantize(plain, Precision.INT8)
-    yield Precision.INT8, Precision.INT8, quantize(smoothed, Precision.INT8, smoothed_seen, chosen)
+    yield Precision.INT8, Precision.INT8, quantize(smoothed, Precision.INT8, mixture=chosen)
     for share in SHARES:
         left = dict.fromkeys(mixture.first(order, sizes, share), mixture.ACCURATE)
         label = f"int8, {share:.0%} in blocks"
-        yield label, Precision.INT8, quantize(smoothed, Precision.INT8, smoothed_seen, left)
+        yield label, Precision.INT8, quantize(smoothed, Precision.INT8, mixture=left)
     for precision in (Precision.INT8_BLOCK, Precision.INT4):
         yield precision, precision, quantize(plain, precision, seen)
 
