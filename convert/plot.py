@@ -19,6 +19,7 @@ class Point:
     """A variant: how many times as fast as fp32, and how far from it."""
 
     label: str
+    precision: Precision
     speed: float
     loss: float  # 1 - mean cosine, or rank correlation
     is_verified: bool
@@ -38,20 +39,33 @@ def speed_quality(manifest: Manifest, path: Path) -> None:
         raise BakeError("--plot needs matplotlib: pip install '.[plot]'") from error
     figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
-    for point in points:
-        marker = "o" if point.is_verified else "x"
-        axes.plot(point.speed, point.loss, marker, label=point.label)
-        axes.annotate(point.label, (point.speed, point.loss), (6, 4), textcoords="offset points")
-    floor = 1 - quality.FLOORS.mean_cosine
+    precisions = list(dict.fromkeys(point.precision for point in points))
+    for number, precision in enumerate(precisions):
+        same = [point for point in points if point.precision == precision]
+        for point in same:
+            marker = "o" if point.is_verified else "x"
+            axes.plot(point.speed, point.loss, marker, color=f"C{number}")
+        worst = max(same, key=lambda point: point.loss)
+        axes.annotate(worst.label, (worst.speed, worst.loss), (6, 4), textcoords="offset points")
     is_ranked = manifest.variants[0].rank_quality is not None
-    if not is_ranked:
-        axes.axhline(floor, linestyle="--", linewidth=1, color="grey")
-        axes.annotate("floor", (axes.get_xlim()[0], floor), (2, 3), textcoords="offset points", color="grey")
+    for precision, floors in {Precision.INT8: quality.FLOORS, **quality.FLOORS_OF}.items():
+        if precision in precisions and not is_ranked:
+            floor = 1 - floors.mean_cosine
+            axes.axhline(floor, linestyle="--", linewidth=1, color="grey")
+            axes.annotate(
+                f"floor of {precision}",
+                (0.99, floor),
+                (0, 3),
+                xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points",
+                ha="right",
+                color="grey",
+            )
     axes.set_yscale("log")
-    axes.margins(x=0.15, y=0.2)
+    axes.margins(x=0.2, y=0.2)
     axes.set_xlabel("speed at 8x128, fp32 = 1")
     axes.set_ylabel(f"1 - mean {'rank correlation' if is_ranked else 'cosine'} to fp32")
-    axes.set_title(f"{manifest.name} (x: not verified)")
+    axes.set_title(f"{manifest.name} (x: not verified; of tasks, the worst is named)")
     figure.savefig(path)
 
 
@@ -68,7 +82,7 @@ def points_of(manifest: Manifest) -> Iterator[Point]:
             continue
         label = " ".join(filter(None, (variant.task, variant.precision)))
         ratio = variant.speed.tokens_per_second / base.tokens_per_second
-        yield Point(label, ratio, max(loss, SMALLEST_LOSS), variant.verified)
+        yield Point(label, variant.precision, ratio, max(loss, SMALLEST_LOSS), variant.verified)
 
 
 def _loss(variant: Variant) -> float | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -254,3 +256,36 @@ def fill(folder: Path, name: str, value: float) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors[name] = np.full_like(tensors[name], value)
     save_file(tensors, folder / "model.safetensors")
+
+
+def test_where_nothing_may_be_written_a_stand_in_finds_a_copy_of_the_weights(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = tempfile.NamedTemporaryFile
+
+    def refusing(*, dir: Path, **others: Any) -> Any:
+        if dir.is_relative_to(models):
+            raise OSError(30, "Read-only file system")
+        return original(dir=dir, **others)
+
+    folder = models / MINILM
+    manifest = contract.load(folder)
+    variant = next(each for each in manifest.variants if each.precision == Precision.BF16)
+    inputs = pad([np.arange(3, 20)])
+    with emulation.runnable(folder, manifest, variant) as (_, shown):
+        (expected,) = Session(folder / shown.file, SessionSettings(1)).run(inputs, [Output.POOLED])
+    monkeypatch.setattr(emulation, "NamedTemporaryFile", refusing)
+    with emulation.runnable(folder, manifest, variant) as (_, shown):
+        assert not Path(shown.file).is_relative_to(models)
+        (found,) = Session(folder / shown.file, SessionSettings(1)).run(inputs, [Output.POOLED])
+    assert np.array_equal(found, expected)
+
+
+def test_a_stand_in_that_a_killed_check_has_left_is_removed(models: Path) -> None:
+    folder = models / MINILM
+    manifest = contract.load(folder)
+    variant = next(each for each in manifest.variants if each.precision == Precision.FP16)
+    stale = folder / "fp16" / f"{emulation.PREFIX}stale.onnx"
+    stale.write_bytes(b"")
+    with emulation.runnable(folder, manifest, variant):
+        assert not stale.exists()

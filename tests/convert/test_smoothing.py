@@ -72,12 +72,10 @@ def test_a_smoothed_graph_computes_the_same(name: str, tmp_path: Path) -> None:
             Session(tmp_path / f"{folder}.{task}" / "model.onnx", SessionSettings(num_threads=1))
             for folder in folders
         )
-        for made in sessions.runs(tmp_path / name, manifest):
-            computed = zip(
-                *(each.run(made.inputs, exact.output_names) for each in (exact, same)), strict=True
-            )
-            for output, values in zip(exact.output_names, computed, strict=True):
-                expected, found = (made.answers(output, each) for each in values)
+        for run in sessions.runs(tmp_path / name, manifest):
+            computed = [session.run(run.inputs, exact.output_names) for session in (exact, same)]
+            for output, *values in zip(exact.output_names, *computed, strict=True):
+                expected, found = (run.answers(output, each) for each in values)
                 assert np.linalg.norm(found - expected) < 2e-5 * np.linalg.norm(expected)
         outliers = {key: value.highest.max() / np.median(value.highest) for key, value in seen.items()}
         assert max(outliers[layer.input[0]] for layer, _ in linear_layers(target)) < OUTLIER / 2
@@ -94,9 +92,7 @@ def test_a_channel_that_the_texts_hardly_woke_does_not_take_over_its_row(tiny_ch
     num_changed = 0
     for layer, _ in linear_layers(target):
         before, after = (np.asarray(each.constants[layer.input[1]].read()) for each in (graph, target))
-        factors = np.abs(after).max(axis=1) / np.abs(before).max(
-            axis=1
-        )  # of the channels that the layer reads
+        factors = np.abs(after).max(axis=1) / np.abs(before).max(axis=1)
         num_changed += factors.std() > 0.01
         assert factors[3] > np.median(factors) / 16
     assert num_changed > 4
