@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convert import quality
 from service.errors import BakeError
 from service.manifest import Manifest, Precision, Variant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 INCHES, DOTS_PER_INCH = (7.0, 4.5), 120
 SMALLEST_LOSS = 1e-6  # what is lost at most where no loss is seen: the figures have six digits
@@ -48,8 +52,19 @@ def speed_quality(manifest: Manifest, path: Path) -> None:
         worst = max(same, key=lambda point: point.loss)
         axes.annotate(worst.label, (worst.speed, worst.loss), (6, 4), textcoords="offset points")
     is_ranked = manifest.variants[0].rank_quality is not None
+    if not is_ranked:
+        _draw_floors(axes, precisions)
+    axes.set_yscale("log")
+    axes.margins(x=0.2, y=0.2)
+    axes.set_xlabel("speed at 8x128, fp32 = 1")
+    axes.set_ylabel(f"1 - mean {'rank correlation' if is_ranked else 'cosine'} to fp32")
+    axes.set_title(f"{manifest.name} (x: not verified; of tasks, the worst is named)")
+    figure.savefig(path)
+
+
+def _draw_floors(axes: Axes, precisions: Sequence[Precision]) -> None:
     for precision, floors in {Precision.INT8: quality.FLOORS, **quality.FLOORS_OF}.items():
-        if precision in precisions and not is_ranked:
+        if precision in precisions:
             floor = 1 - floors.mean_cosine
             axes.axhline(floor, linestyle="--", linewidth=1, color="grey")
             axes.annotate(
@@ -61,12 +76,6 @@ def speed_quality(manifest: Manifest, path: Path) -> None:
                 ha="right",
                 color="grey",
             )
-    axes.set_yscale("log")
-    axes.margins(x=0.2, y=0.2)
-    axes.set_xlabel("speed at 8x128, fp32 = 1")
-    axes.set_ylabel(f"1 - mean {'rank correlation' if is_ranked else 'cosine'} to fp32")
-    axes.set_title(f"{manifest.name} (x: not verified; of tasks, the worst is named)")
-    figure.savefig(path)
 
 
 def points_of(manifest: Manifest) -> Iterator[Point]:
