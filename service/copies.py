@@ -8,7 +8,6 @@ its own, which gives back the memory that takes, and whose crash is not the serv
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import shutil
 import subprocess
@@ -21,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO
 
-from service import copy_records, host, logs, prepacking, providers
+from service import cleaning, copy_records, host, logs, prepacking, providers
+from service.cleaning import Owner
 from service.errors import BundleError
 from service.files import sha256_of
 from service.manifest import MANIFEST_FILE, Manifest
@@ -29,7 +29,7 @@ from service.manifest import MANIFEST_FILE, Manifest
 # Below this a copy is not worth its files. The default model in int8, 25 MB, takes 10 MB less in each worker
 # with one, for a second at the first start; 4 MB would save less than a worker's code takes.
 MIN_WEIGHTS_BYTES = 4 << 20
-LOCK_FILE, OWNER_FILE = ".lock", "bundle.json"
+LOCK_FILE = ".lock"
 POLL_SECONDS = 0.05
 PROJECT = Path(__file__).resolve().parent.parent  # where `python -m service.prepacking` finds the package
 MAX_REASON = 500  # characters of what a maker says
@@ -50,6 +50,11 @@ class Copies:
         """Return where the copies of this bundle, version and instruction set are."""
         return self.cache_dir / f"{providers.RUNTIME_VERSION}-{host.instruction_set()}" / self.manifest_sha256
 
+    @property
+    def owner(self) -> Owner:
+        """Return the model, and its bundle by the name that it has in the models folder."""
+        return Owner(self.manifest.name, str(self.bundle.parent.resolve() / self.bundle.name))
+
     def find(self, file: str) -> Path | None:
         """Return the copy of a graph, making it where there is none; None: open the bundle's own.
 
@@ -60,11 +65,12 @@ class Copies:
             return None
         if self._is_whole(graph):
             return graph
-        self._check_unchanged()
+        self.check_unchanged()
         try:
             with self._lock() as lock:
                 if not self._is_whole(graph):
-                    self._clean()
+                    for error in cleaning.clean(self.cache_dir, self.folder, self.owner):
+                        self.warn("the cache cannot be cleaned", file, str(error))
                     self._make(file, lock)
             return graph
         except OSError as error:
@@ -95,13 +101,9 @@ class Copies:
     def _is_whole(self, graph: Path) -> bool:
         return copy_records.is_whole(graph, with_hashes=self.with_hashes)
 
-    def _check_unchanged(self) -> None:
-        path = self.bundle / MANIFEST_FILE
-        try:
-            is_same = sha256_of(path) == self.manifest_sha256
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror}; was the bundle removed?") from error
-        if not is_same:
+    def check_unchanged(self) -> None:
+        """Compare the bundle's manifest with the one that was loaded. Raises BundleError."""
+        if digest_of(self.bundle) != self.manifest_sha256:
             raise BundleError(f"{self.bundle} was replaced while the service ran: restart the service")
 
     @contextmanager
@@ -122,9 +124,8 @@ class Copies:
         """Run a maker. Raises OSError with its reason when it fails, BundleError for a broken bundle."""
         begin = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
-        owner = json.dumps({"model": self.manifest.name, "bundle": str(self.bundle.resolve())})
-        copy_records.write_flushed(self.folder / OWNER_FILE, owner.encode())
-        arguments = [str(self.bundle.resolve()), file, str(self.folder.resolve()), self.manifest_sha256]
+        self.owner.write(self.folder)
+        arguments = [self.owner.bundle, file, str(self.folder.resolve()), self.manifest_sha256]
         status, reason = _run_maker(arguments, lock)
         if status == prepacking.BROKEN_BUNDLE:
             raise BundleError(reason)
@@ -140,35 +141,14 @@ class Copies:
             megabytes=round(copy_records.own_bytes(self.folder / file) / 1e6),
         )
 
-    def _clean(self) -> None:
-        """Remove, as the lock's holder, what crashed makers left, and this bundle's copies of other times."""
-        for folder in self.cache_dir.glob("*/*/"):
-            if folder != self.folder and self._is_stale(folder):
-                shutil.rmtree(folder)
-            else:
-                shutil.rmtree(folder / prepacking.STAGING, ignore_errors=True)
-        for folder in self.cache_dir.glob("*/"):
-            if folder != self.folder.parent and not any(folder.iterdir()):
-                folder.rmdir()
 
-    def _is_stale(self, folder: Path) -> bool:
-        """Tell whether copies are of the same bundle, or of one of its name that is gone. Others stay."""
-        try:
-            owner = json.loads((folder / OWNER_FILE).read_bytes())
-            model, bundle = str(owner["model"]), Path(owner["bundle"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-        return model == self.manifest.name and (bundle == self.bundle.resolve() or not bundle.exists())
-
-
-def copies_of(cache_dir: Path, bundle: Path, manifest: Manifest, *, with_hashes: bool = False) -> Copies:
-    """Return the copies of a bundle that was just loaded. Raises BundleError when it is gone."""
+def digest_of(bundle: Path) -> str:
+    """Return the sha256 of a bundle's manifest; taken before it is loaded. Raises BundleError."""
     path = bundle / MANIFEST_FILE
     try:
-        digest = sha256_of(path)
+        return sha256_of(path)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-    return Copies(cache_dir, bundle, manifest, digest, with_hashes)
+        raise BundleError(f"{path} cannot be read: {error.strerror}; was the bundle removed?") from error
 
 
 def _run_maker(arguments: list[str], lock: IO[str]) -> tuple[int, str]:

@@ -94,7 +94,10 @@ class Graphs:
                 return Session(copy, settings, is_prepacked=True)
             except BundleError as error:
                 self.copies.discard(file, str(error))
-        return Session(self.folder / file, settings)
+        session = Session(self.folder / file, settings)
+        if self.copies:
+            self.copies.check_unchanged()  # a copy is of this bundle by its name; another has the same files
+        return session
 
     def _file(self, task: str | None) -> str:
         for variant in self.manifest.variants:

@@ -23,7 +23,7 @@ from service import manifest as contract
 from service.compacting import LENGTH, LOCATION, SAVED_DATA, Compaction
 from service.copy_records import CopiedFile, Record
 from service.errors import BundleError
-from service.files import FileRecord, check_hashes, sha256_of
+from service.files import FileRecord, bake_again, check_hashes, sha256_of
 from service.manifest import MANIFEST_FILE
 from service.wire import Entries
 
@@ -105,14 +105,15 @@ def _weights(wanted: Wanted, known: dict[str, Entries]) -> Path | None:
 def _checked(wanted: Wanted, weights: Path | None) -> Record:
     """Check the hashes of what is copied; bring the weights into the copy and return their record."""
     if sha256_of(wanted.bundle / MANIFEST_FILE) != wanted.manifest_sha256:
-        raise ValueError(f"{wanted.bundle} was replaced meanwhile")
+        raise BundleError(f"{wanted.bundle} was replaced while the service ran: restart the service")
     records = contract.load(wanted.bundle).files
     check_hashes(wanted.bundle, {wanted.file: records[wanted.file]})
     if weights is None:
         return {}
     name = weights.relative_to(wanted.bundle).as_posix()
     if name not in records:
-        raise BundleError(f"{wanted.bundle / MANIFEST_FILE} lists no size and hash of {name}: bake it again")
+        path = wanted.bundle / MANIFEST_FILE
+        raise BundleError(f"{path} lists no size and hash of {name}: {bake_again(wanted.bundle)}")
     present = wanted.graph.parent / weights.name
     copied = _recorded(present, records[name])
     if copied is None or not present.samefile(weights):  # else they were hashed for another graph

@@ -11,7 +11,7 @@ from enum import StrEnum
 from service import footprint, host, loading, logs, providers, status
 from service.bundles import Bundle, find_bundles
 from service.config import Settings
-from service.copies import copies_of
+from service.copies import Copies, digest_of
 from service.devices import CPU
 from service.devices import Kind as DeviceKind
 from service.embedding import EmbeddingModel
@@ -143,6 +143,7 @@ class Registry:
         )
 
     def _open(self, bundle: Bundle) -> Loaded:
+        digest = digest_of(bundle.folder)  # before anything is read: at the end it must still be this one
         manifest = bundle.load()
         if self._settings.verify_hashes:
             check_hashes(bundle.folder, manifest.files)
@@ -151,14 +152,16 @@ class Registry:
             raise BundleError(f"{place.reason} (DEVICE)")
 
         cache_dir = self._settings.cache_dir or self._settings.models_dir / CACHE_FOLDER
-        copies = copies_of(cache_dir, bundle.folder, manifest, with_hashes=self._settings.verify_hashes)
+        copies = Copies(cache_dir, bundle.folder, manifest, digest, self._settings.verify_hashes)
 
         def open_choice(choice: Choice) -> Model:
             settings = SessionSettings(
                 self._settings.intra_op_threads, device=choice.device, gpu_bytes=place.gpu_bytes
             )
             graphs = Graphs(bundle.folder, manifest, choice.precision, settings, copies)
-            return loading.open_warm(graphs, tasks, self._scheduler)
+            model = loading.open_warm(graphs, tasks, self._scheduler)
+            copies.check_unchanged()
+            return model
 
         needs = {
             precision: footprint.needed_bytes(manifest, precision, tasks, self._settings.max_batch_tokens)

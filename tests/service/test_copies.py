@@ -22,10 +22,10 @@ import pytest
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
 from convert.recipe import DEFAULT_PRECISIONS
-from service import copies, copy_records, host, inference, logs, prepacking, providers, wire
+from service import cleaning, copies, copy_records, host, inference, logs, prepacking, providers, wire
 from service import manifest as contract
 from service.compacting import BLOBS
-from service.copies import Copies, copies_of
+from service.copies import Copies, digest_of
 from service.errors import BundleError, ModelUnavailable
 from service.graphs import Graphs
 from service.manifest import MANIFEST_FILE, Precision
@@ -89,7 +89,7 @@ def warnings_of(lines: list[logging.LogRecord]) -> list[str]:
 
 
 def copies_in(cache_dir: Path, bundle: Path, *, with_hashes: bool = False) -> Copies:
-    return copies_of(cache_dir, bundle, contract.load(bundle), with_hashes=with_hashes)
+    return Copies(cache_dir, bundle, contract.load(bundle), digest_of(bundle), with_hashes)
 
 
 def graphs_of(bundle: Path, cache_dir: Path | None, precision: Precision = Precision.FP32) -> Graphs:
@@ -264,6 +264,17 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_the_bundle_serves(
     assert not list(tmp_path.rglob("*.onnx"))
 
 
+def test_a_bundle_that_is_a_link_of_another_name_has_copies(models: Path, tmp_path: Path) -> None:
+    target = shutil.copytree(models / V3, tmp_path / "releases" / "v3-2")
+    link = tmp_path / "models" / V3
+    link.parent.mkdir()
+    link.symlink_to(target)
+    graphs = graphs_of(link, tmp_path / "cache")
+    graphs.open(["separation"])
+    copy = copies_in(tmp_path / "cache", link).folder / "fp32" / "weights.data"
+    assert copy.samefile(target / "fp32" / "weights.data")
+
+
 def test_too_little_room_is_said_before_anything_is_written(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +347,35 @@ def test_a_bundle_replaced_while_running_is_not_mixed_with_the_old_one(bundle: P
         graphs.session("text-matching")
 
 
+def test_a_small_bundle_replaced_while_running_is_not_mixed_either(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    graphs = graphs_of(bundle, tmp_path / "cache")
+    graphs.open(["separation"])
+    (bundle / MANIFEST_FILE).write_bytes((bundle / MANIFEST_FILE).read_bytes() + b"\n")
+    with pytest.raises(ModelUnavailable, match="replaced while the service ran: restart the service"):
+        graphs.session("text-matching")
+
+
+def test_a_copy_that_vanished_does_not_lead_to_the_graph_of_another_bundle(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another service may have cleaned up between the look for a copy and its opening."""
+    graphs = graphs_of(bundle, tmp_path / "cache")
+    monkeypatch.setattr(Copies, "find", lambda self, file: tmp_path / "gone.onnx")
+    (bundle / MANIFEST_FILE).write_bytes((bundle / MANIFEST_FILE).read_bytes() + b"\n")
+    with pytest.raises(BundleError, match="replaced while the service ran: restart the service"):
+        graphs.open(["separation"])
+
+
+def test_a_maker_that_finds_another_bundle_says_so(bundle: Path, tmp_path: Path) -> None:
+    found = copies_in(tmp_path / "cache", bundle)
+    (bundle / MANIFEST_FILE).write_bytes((bundle / MANIFEST_FILE).read_bytes() + b"\n")
+    with pytest.raises(BundleError, match="replaced while the service ran: restart the service"):
+        make(found, GRAPH)
+
+
 # --- what is removed --------------------------------------------------------------------------------------
 
 
@@ -345,14 +385,24 @@ def test_copies_of_other_times_of_the_same_bundle_are_removed(bundle: Path, tmp_
     first.find(GRAPH)
     older = shutil.copytree(first.folder, cache / "1.0.0-none" / ("0" * 64))
     other = shutil.copytree(first.folder, cache / "1.0.0-mmx" / ("1" * 64))
-    owner = json.loads((other / copies.OWNER_FILE).read_bytes())
-    (other / copies.OWNER_FILE).write_text(json.dumps(owner | {"model": "another"}))
+    owner = json.loads((other / cleaning.OWNER_FILE).read_bytes())
+    (other / cleaning.OWNER_FILE).write_text(json.dumps(owner | {"model": "another"}))
     (bundle / MANIFEST_FILE).write_bytes((bundle / MANIFEST_FILE).read_bytes() + b"\n")
     second = copies_in(cache, bundle)
     assert second.find(GRAPH) == second.folder / GRAPH
     assert not first.folder.exists()
     assert not older.parent.exists()
     assert other.exists()
+
+
+def test_what_cannot_be_cleaned_is_a_warning_and_the_copy_is_made(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]
+) -> None:
+    error = PermissionError(13, "Permission denied", "lost+found")
+    monkeypatch.setattr(cleaning, "clean", lambda *arguments: iter([error]))
+    found = copies_in(tmp_path, models / V3)
+    assert found.find(GRAPH) == found.folder / GRAPH
+    assert warnings_of(lines) == [str(error)]
 
 
 def test_copies_of_a_bundle_of_equal_name_elsewhere_stay_while_it_is_there(

@@ -74,6 +74,19 @@ def test_the_folders_of_bakes_are_not_bundles(models: Path) -> None:
     assert [loaded.model.manifest.name for loaded in registry.loaded()] == [MODEL]
 
 
+def test_a_bundle_replaced_while_it_loads_fails(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, load = models / MODEL / contract.MANIFEST_FILE, bundles.Bundle.load
+
+    def replace_and_load(bundle: bundles.Bundle) -> contract.Manifest:
+        path.write_bytes(path.read_bytes() + b"\n")
+        return load(bundle)
+
+    monkeypatch.setattr(bundles.Bundle, "load", replace_and_load)
+    registry = registry_of(models)
+    registry.load()
+    assert "was replaced while the service ran" in registry.failed()[MODEL]
+
+
 @pytest.mark.parametrize("folder", ["missing", "."])
 def test_nothing_to_serve_stops_the_start_with_the_command(tmp_path: Path, folder: str) -> None:
     with pytest.raises(ConfigError, match="python -m convert"):
