@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -218,11 +218,24 @@ def load(folder: Path) -> Manifest:
     missing = [name for name in needed if not getattr(manifest, name)]
     if missing:
         raise BundleError(f"{path} is incomplete ({', '.join(missing)} missing): {bake_again(folder)}")
-    named = {TOKENIZER_FILE, *(variant.file for variant in manifest.variants)}
-    named |= {manifest.vision.file} if manifest.vision else set()
-    unlisted = named - set(manifest.files)
-    if unlisted:
-        names = ", ".join(sorted(unlisted))
-        raise BundleError(f"{path} lists no size and hash of {names}: {bake_again(folder)}")
+    _check_names(folder, manifest)
     check_sizes(folder, manifest.files)
     return manifest
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Refuse files that are not listed with their sizes, or are not the bundle's."""
+    path = folder / MANIFEST_FILE
+    named = {TOKENIZER_FILE, *(variant.file for variant in manifest.variants)}
+    named |= {manifest.vision.file} if manifest.vision else set()
+    if outside := [name for name in {*named, *manifest.files} if _leads_outside(name)]:
+        names = ", ".join(sorted(outside))
+        raise BundleError(f"{path} names {names}, outside of the bundle: {bake_again(folder)}")
+    if unlisted := named - set(manifest.files):
+        names = ", ".join(sorted(unlisted))
+        raise BundleError(f"{path} lists no size and hash of {names}: {bake_again(folder)}")
+
+
+def _leads_outside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts

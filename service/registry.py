@@ -19,7 +19,7 @@ from service.errors import BundleError, InvalidRequest, ModelNotFound, ModelUnav
 from service.files import check_hashes
 from service.graphs import Graphs
 from service.loading import Loaded, Model
-from service.manifest import Kind, Manifest
+from service.manifest import Kind, Manifest, Precision
 from service.placement import Placement
 from service.reranking import Reranker
 from service.scheduler import Scheduler
@@ -71,6 +71,8 @@ class Registry:
             try:
                 self._loaded[name] = self._open(bundle)
             except Exception as error:  # noqa: BLE001  whatever a native library raises must not end the thread
+                if not threading.main_thread().is_alive():
+                    return
                 known = isinstance(error, ProjectError)
                 self._failed[name] = str(error) if known else f"{type(error).__name__}: {error}"
                 logs.write(logging.ERROR, "model failed to load", model=name, reason=self._failed[name])
@@ -163,16 +165,24 @@ class Registry:
             copies.check_unchanged()
             return model
 
-        needs = {
-            precision: footprint.needed_bytes(manifest, precision, tasks, self._settings.max_batch_tokens)
-            for precision in manifest.precisions
-        }
-        choices = choose(manifest, self._settings.precision, self._site(), needs)
+        choices = choose(manifest, self._settings.precision, self._site(), self._needs(copies, tasks))
         loaded = loading.first_that_runs(manifest.name, choices, open_choice)
         fields = status.of_choice(loaded.choice) | status.of_resources(loaded)
         fields["verified"] = "verified" if loaded.choice.verified else "unverified"
         logs.write(logging.INFO, "model ready", model=manifest.name, **fields)
         return loaded
+
+    def _needs(self, copies: Copies, tasks: Sequence[str | None]) -> dict[Precision, int]:
+        """Estimate what each precision takes of the host's memory: less where workers share copies."""
+        manifest, needs = copies.manifest, dict[Precision, int]()
+        is_on_cpu = self._placement.device.kind == DeviceKind.CPU  # all workers are, else only some may be
+        for precision in manifest.precisions:
+            files = footprint.graph_files(manifest, precision, tasks)
+            is_shared = is_on_cpu and all(map(copies.can_share, files))
+            sharers = (self._settings.workers or 1) if is_shared else 1
+            batch_tokens = self._settings.max_batch_tokens
+            needs[precision] = footprint.needed_bytes(manifest, precision, tasks, batch_tokens, sharers)
+        return needs
 
     def _site(self) -> Site:
         """Say what is left for one more model: memory is shared out by estimates, equal in every worker."""

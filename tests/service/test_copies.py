@@ -8,7 +8,6 @@ import logging
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -22,7 +21,18 @@ import pytest
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
 from convert.recipe import DEFAULT_PRECISIONS
-from service import cleaning, copies, copy_records, host, inference, logs, prepacking, providers, wire
+from service import (
+    cache_lock,
+    cleaning,
+    copies,
+    copy_records,
+    host,
+    inference,
+    logs,
+    prepacking,
+    providers,
+    wire,
+)
 from service import manifest as contract
 from service.compacting import BLOBS
 from service.copies import Copies, digest_of
@@ -32,6 +42,7 @@ from service.manifest import MANIFEST_FILE, Precision
 from service.session import Array, Session, SessionSettings
 from service.windows import Patches, tower_inputs
 from tests import qwen, qwen_vl, xlmr
+from tests.conftest import START_SECONDS
 
 V3, QWEN3, LISTWISE, V4 = (
     "jina-embeddings-v3", "qwen3-embedding-0.6b", "jina-reranker-v3", "jina-embeddings-v4",
@@ -293,7 +304,7 @@ def test_a_killed_maker_is_a_warning_and_the_next_one_cleans_up(
     killed.start()
     assert found.find(GRAPH) is None
     killed.join()
-    assert f"status {-signal.SIGKILL}" in warnings_of(lines)[0]
+    assert warnings_of(lines) == ["the maker was killed, perhaps out of memory"]
     staging.mkdir()  # as a maker leaves it whose service was killed too
     (staging / "saved.data").write_bytes(b"half")
     assert found.find(GRAPH) == found.folder / GRAPH
@@ -302,7 +313,9 @@ def test_a_killed_maker_is_a_warning_and_the_next_one_cleans_up(
 
 def _kill_maker(staging: Path) -> None:
     """Kill this process's maker as soon as it has begun."""
+    deadline = time.monotonic() + START_SECONDS
     while not staging.exists():
+        assert time.monotonic() < deadline, "no maker began"
         time.sleep(0.001)
     children = Path("/proc/self/task").glob("*/children")
     for pid in " ".join(path.read_text() for path in children).split():
@@ -315,7 +328,7 @@ def test_one_maker_at_a_time(models: Path, tmp_path: Path) -> None:
     found = copies_in(tmp_path, models / V3)
     results: list[Path | None] = []
     threads = [threading.Thread(target=lambda: results.append(found.find(GRAPH))) for _ in range(4)]
-    with (tmp_path / copies.LOCK_FILE).open("w") as lock:
+    with (tmp_path / cache_lock.LOCK_FILE).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for thread in threads:
             thread.start()
@@ -324,6 +337,73 @@ def test_one_maker_at_a_time(models: Path, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert results == [found.folder / GRAPH] * 4
+
+
+def test_those_that_waited_for_a_failure_do_not_try_again(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]
+) -> None:
+    tried: list[object] = []
+
+    def fail(*arguments: object) -> tuple[int, str]:
+        tried.append(arguments)
+        return prepacking.NO_CACHE, "the disk is full"
+
+    monkeypatch.setattr(copies, "_run_maker", fail)
+    found = copies_in(tmp_path, models / V3)
+    threads = [threading.Thread(target=found.find, args=[GRAPH]) for _ in range(3)]
+    with (tmp_path / cache_lock.LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join()
+    assert len(tried) == 1
+    assert warnings_of(lines) == ["the disk is full; CACHE_DIR may name another folder"] * 3
+    assert found.find(GRAPH) is None  # a later start tries
+    assert len(tried) == 2
+
+
+def test_a_maker_without_memory_is_not_started(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]
+) -> None:
+    monkeypatch.setattr(host, "available_memory", lambda: copies.MAKER_BYTES)
+    found = copies_in(tmp_path, models / V3)
+    assert not found.can_share(GRAPH)
+    assert found.find(GRAPH) is None
+    assert warnings_of(lines) == ["making one takes 0.27 GB of memory, 0.27 GB are free"]
+
+
+def test_what_can_be_shared_is_told_without_making_it(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = copies_in(tmp_path / "cache", models / V3)
+    assert found.can_share(GRAPH)
+    assert not found.cache_dir.exists()
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    assert not found.can_share(GRAPH)
+    monkeypatch.undo()
+    monkeypatch.setattr(copies, "MIN_WEIGHTS_BYTES", 0)
+    make(found, GRAPH)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    assert found.can_share(GRAPH)
+    blocked = tmp_path / "blocked"
+    blocked.write_text("")
+    assert not copies_in(blocked, models / V3).can_share(GRAPH)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(
+    models: Path, tmp_path: Path, lines: list[logging.LogRecord]
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("content")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / cache_lock.LOCK_FILE).symlink_to(other)
+    assert copies_in(cache, models / V3).find(GRAPH) is None
+    assert other.read_text() == "content"
+    assert "CACHE_DIR may name another folder" in warnings_of(lines)[0]
 
 
 def test_a_bundle_removed_while_running_keeps_what_is_open(bundle: Path, tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ def test_a_manifest_survives_writing_and_reading(bundle: Path) -> None:
         (lambda content: content.update(variants=[]), "incomplete"),
         (lambda content: content.update(name="other"), "name"),
         (lambda content: content["files"].pop("fp32/model.onnx"), "fp32/model.onnx"),
+        (
+            lambda content: content["variants"][0].update(file="/a.onnx"),
+            "names /a.onnx, outside of the bundle",
+        ),
+        (lambda content: content["variants"][0].update(file="fp32/../../a.onnx"), "outside of the bundle"),
+        (
+            lambda content: content["files"].update({"../a": {"size": 1, "sha256": ""}}),
+            "outside of the bundle",
+        ),
         (lambda content: content.update(files={}), "lists no size and hash"),
         (lambda content: content["files"].update({"a\0b": {"size": 1, "sha256": ""}}), "cannot be read"),
     ],

@@ -13,6 +13,7 @@ from service import bundles, embedding, footprint, host, loading, providers
 from service import manifest as contract
 from service.bundles import check_start
 from service.config import Settings
+from service.copies import Copies
 from service.devices import CPU, Device
 from service.devices import Kind as DeviceKind
 from service.embedding import EmbeddingModel
@@ -227,6 +228,18 @@ def test_a_gpu_that_is_named_and_does_not_work_fails_every_model(
     monkeypatch.setattr(providers, "unusable", lambda device: "no kernel image")
     registry = placed(tiny_models, Placement(GPU, is_required=True))
     assert registry.failed() == {MODEL: "cuda:1 does not work: no kernel image (DEVICE)"}
+
+
+@pytest.mark.parametrize(("is_shared", "sharers"), [(True, 4), (False, 1)])
+def test_workers_count_their_share_of_what_they_map_together(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch, is_shared: bool, sharers: int
+) -> None:
+    monkeypatch.setattr(Copies, "can_share", lambda self, file: is_shared)
+    settings = Settings()
+    (loaded,) = placed(tiny_models, Placement(), precision=Precision.FP32, workers=4).loaded()
+    assert loaded.choice.needed_bytes == footprint.needed_bytes(
+        contract.load(tiny_models / MODEL), Precision.FP32, (None,), settings.max_batch_tokens, sharers
+    )
 
 
 def test_models_share_the_memory_in_their_order(models: Path) -> None:
