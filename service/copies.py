@@ -14,14 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from service import cache_lock, cleaning, copy_records, footprint, host, logs, prepacking, providers
 from service.cache_lock import Lock
 from service.cleaning import Owner
 from service.errors import BundleError
-from service.files import sha256_of
+from service.files import check_hashes, sha256_of
 from service.manifest import MANIFEST_FILE, Manifest
 
 # Below this a copy is not worth its files. The default model in int8, 25 MB, takes 10 MB less in each worker
@@ -46,6 +46,7 @@ class Copies:
     manifest: Manifest
     manifest_sha256: str
     with_hashes: bool = False  # whether the hashes of copies are checked before they are used
+    _checked: set[str] = field(default_factory=set)  # files of the bundle
 
     @property
     def folder(self) -> Path:
@@ -76,6 +77,23 @@ class Copies:
         except (OSError, NoCopy) as error:
             self.warn("no copy is made, the weights are not shared", file, _reason(error))
             return None
+
+    def check_own(self, file: str) -> None:
+        """Compare a bundle's own graph and its weights with their hashes, each once. Raises BundleError.
+
+        A maker does so before it copies. This is for the CPU where no copy is made; VERIFY_HASHES covers all.
+        """
+        if self.with_hashes:
+            return
+        parent = PurePath(file).parent
+        records = {
+            name: record
+            for name, record in self.manifest.files.items()
+            if name not in self._checked
+            and (name == file or (PurePath(name).parent == parent and not name.endswith(".onnx")))
+        }
+        check_hashes(self.bundle, records)
+        self._checked.update(records)
 
     def can_share(self, file: str) -> bool:
         """Tell whether a graph's copy is there, or looks as if it could be made. Writes nothing."""

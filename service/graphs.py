@@ -96,6 +96,8 @@ class Graphs:
                 return Session(copy, settings, is_prepacked=True), True
             except BundleError as error:
                 self.copies.discard(file, str(error))
+        if self.copies and settings.device.kind == Kind.CPU:
+            self.copies.check_own(file)
         session = Session(self.folder / file, settings)
         if self.copies:
             self.copies.check_unchanged()  # a copy is of this bundle by its name; another has the same files

@@ -117,6 +117,23 @@ def test_a_bundle_removed_while_running_serves_on(bundles: Path, tmp_path: Path,
         np.testing.assert_array_equal(embed(live, TEXTS), before)
 
 
+def test_a_reload_without_bundles_is_refused_and_the_workers_serve_on(
+    bundles: Path, tmp_path: Path, serve: Serve
+) -> None:
+    with serve(bundles, CACHE_DIR=str(tmp_path / "cache")) as live:
+        before = embed(live, TEXTS)
+        (bundles / MODEL).rename(tmp_path / "away")
+        live.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reload refused" in live.log.read_text())
+        assert f"no bundle in {bundles}" in live.log.read_text()
+        np.testing.assert_array_equal(embed(live, TEXTS), before)
+        (tmp_path / "away").rename(bundles / MODEL)
+        live.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(logged(live, "model ready")) == 2)
+        wait_until(lambda: health(live) == (200, {"status": "ok"}))
+        np.testing.assert_array_equal(embed(live, TEXTS), before)
+
+
 # gunicorn's own configuration, whose workers have a maker that does not come to an end.
 SLOW_MAKER = f"""
 import sys

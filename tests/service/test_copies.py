@@ -239,6 +239,41 @@ def test_a_flipped_byte_in_the_weights_fails_the_graph_and_leaves_nothing(
     assert not list((tmp_path / "cache").rglob("*.onnx"))
 
 
+@pytest.mark.parametrize("kind", ["below the floor", "no cache"])
+def test_a_flipped_byte_is_found_where_no_copy_is_made(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    cache = tmp_path / "cache"
+    if kind == "no cache":
+        cache.write_text("")
+    else:
+        monkeypatch.setattr(copies, "MIN_WEIGHTS_BYTES", 1 << 40)
+    graphs = graphs_of(bundle, cache)
+    weights = bundle / "fp32" / "weights.data"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match=r"weights\.data does not have its recorded sha256; bake it again"):
+        graphs.open(["separation"])
+
+
+def test_each_file_is_hashed_once(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(copies, "MIN_WEIGHTS_BYTES", 1 << 40)
+    monkeypatch.setattr(copies, "check_hashes", lambda folder, records: asked.extend(records))
+    graphs_of(models / V3, tmp_path).open(["separation", "classification"])
+    assert sorted(asked) == ["fp32/classification.onnx", GRAPH, "fp32/weights.data"]
+    found = Graphs(
+        models / V3,
+        contract.load(models / V3),
+        Precision.FP32,
+        SETTINGS,
+        copies_in(tmp_path, models / V3, with_hashes=True),
+    )
+    found.open(["separation"])
+    assert len(asked) == 3
+
+
 def test_a_copy_the_library_refuses_is_discarded_and_the_bundle_serves(
     models: Path, tmp_path: Path, lines: list[logging.LogRecord]
 ) -> None:
