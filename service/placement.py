@@ -59,8 +59,8 @@ class Placement:
     reason: str = ""
     is_required: bool = False  # DEVICE names the device: no other may take its place
     memory_bytes: int | None = None  # of the host, its models together; None: unknown
-    # The most that the arena of one session may take; None: no limit. Each session has an arena of its own, so
-    # that a worker with several graphs may take more than its share. Not divided by their number: they differ
+    # The most that the arena of one session may take; None: no limit. Each session has an arena of its own:
+    # a worker with several graphs may take more than its share. Not divided by their number: they differ
     # widely in size, some open with later requests, and an even part would refuse a large one that fits.
     gpu_bytes: int | None = None
 
