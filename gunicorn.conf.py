@@ -14,16 +14,38 @@ from service import placement as _placement
 from service import selection as _selection
 from service.errors import ConfigError
 
+
+def _checked() -> tuple[_config.Settings, _placement.Plan]:
+    """Read the settings and make the plan. Raises ConfigError for a start that cannot be."""
+    settings = _config.from_environment(os.environ)
+    _bundles.check_start(settings)
+    plan = _placement.plan(settings.device, settings.workers)
+    _selection.check_precision(settings.precision, plan.places[0].device)
+    return settings, plan
+
+
 try:
-    _settings = _config.from_environment(os.environ)
-    _bundles.check_start(_settings)
-    _plan = _placement.plan(_settings.device, _settings.workers)
-    _selection.check_precision(_settings.precision, _plan.places[0].device)
+    _settings, _plan = _checked()
     # Read again by every worker: threads and memory are shared by as many as there are.
     os.environ["WORKERS"] = str(_plan.num_workers)
     _settings = _config.from_environment(os.environ)
 except ConfigError as error:
     sys.exit(f"error: {error}")
+
+
+def on_starting(server: Any) -> None:
+    """Let a reload (HUP) that would end as an error leave the workers alone: they serve on."""
+    reload = server.reload
+
+    def reload_what_is_right() -> None:
+        try:
+            _checked()
+        except ConfigError as error:
+            server.log.error("reload refused, the workers stay as they are: %s", error)
+        else:
+            reload()
+
+    server.reload = reload_what_is_right
 
 
 def pre_fork(server: Any, worker: Any) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import BundleError
+
+BUNDLES = Path("onnx_models")  # where the converter puts bundles unless it is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +28,25 @@ def check_sizes(folder: Path, records: Mapping[str, FileRecord]) -> None:
         try:
             size = (folder / name).stat().st_size
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise BundleError(f"{folder / name!r} cannot be read: {error}; bake it again") from error
+            raise BundleError(f"{folder / name!r} cannot be read: {error}; {bake_again(folder)}") from error
         if size != record.size:
-            raise BundleError(f"{folder / name} has {size} bytes instead of {record.size}; bake it again")
+            raise BundleError(
+                f"{folder / name} has {size} bytes instead of {record.size}; {bake_again(folder)}"
+            )
 
 
 def check_hashes(folder: Path, records: Mapping[str, FileRecord]) -> None:
     """Compare every file's sha256 with its record. Raises BundleError that names the file."""
     for name, record in records.items():
         if sha256_of(folder / name) != record.sha256:
-            raise BundleError(f"{folder / name} does not have its recorded sha256; bake it again")
+            raise BundleError(f"{folder / name} does not have its recorded sha256; {bake_again(folder)}")
+
+
+def bake_again(folder: Path) -> str:
+    """Name the command that makes a bundle anew."""
+    is_usual = folder.parent in (BUNDLES, BUNDLES.absolute())
+    out = "" if is_usual else f" --out {shlex.quote(str(folder.parent))}"
+    return f"bake it again, python -m convert {folder.name}{out} --force"
 
 
 def sha256_of(path: Path) -> str:

@@ -83,18 +83,25 @@ class Graphs:
             with self._opening:
                 if file not in self._sessions:
                     settings = replace(self.settings, may_pad=may_pad)
-                    self._sessions[file] = self._load(file, settings)
-                    logs.write(logging.INFO, "graph opened", model=self.manifest.name, file=file)
+                    session, is_copy = self._load(file, settings)
+                    self._sessions[file] = session
+                    name = self.manifest.name
+                    logs.write(logging.INFO, "graph opened", model=name, file=file, is_copy=is_copy)
         return self._sessions[file]
 
-    def _load(self, file: str, settings: SessionSettings) -> Session:
-        """Open the copy of a graph where it has one, else the bundle's own."""
+    def _load(self, file: str, settings: SessionSettings) -> tuple[Session, bool]:
+        """Open the copy of a graph where it has one, else the bundle's own; tell which."""
         if self.copies and settings.device.kind == Kind.CPU and (copy := self.copies.find(file)):
             try:
-                return Session(copy, settings, is_prepacked=True)
+                return Session(copy, settings, is_prepacked=True), True
             except BundleError as error:
                 self.copies.discard(file, str(error))
-        return Session(self.folder / file, settings)
+        if self.copies and settings.device.kind == Kind.CPU:
+            self.copies.check_own(file)
+        session = Session(self.folder / file, settings)
+        if self.copies:
+            self.copies.check_unchanged()  # a copy is of this bundle by its name; another has the same files
+        return session, False
 
     def _file(self, task: str | None) -> str:
         for variant in self.manifest.variants:

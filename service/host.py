@@ -85,9 +85,16 @@ def _memory_room(folder: Path) -> int | None:
 
 
 def _reclaimable(folder: Path) -> int:
-    """Return the bytes of page cache that the kernel gives back under pressure, part of a cgroup's usage."""
+    """Return the bytes of page cache that the kernel gives back under pressure, part of a cgroup's usage.
+
+    Mapped weights are of it, active ones too.
+    """
     try:
         lines = (folder / "memory.stat").read_text().splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    fields = {name: int(value) for name, value in (line.split() for line in lines)}
+    names = ("total_inactive_file", "total_active_file")  # v1, which counts the cgroups below apart
+    if names[0] not in fields:
+        names = ("inactive_file", "active_file")
+    return sum(fields.get(name, 0) for name in names)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from service.errors import BundleError
 from service.figures import Quality, RankQuality, Reference, Speed
-from service.files import FileRecord, check_sizes
+from service.files import FileRecord, bake_again, check_sizes
 from service.limits import Listwise
 from service.vision import Vision
 
@@ -201,9 +201,11 @@ def load(folder: Path) -> Manifest:
         content = path.read_bytes()
         version = msgspec.json.decode(content, type=dict[str, object]).get("format_version")
         if version != FORMAT_VERSION:
+            remedy = bake_again(folder)
+            if isinstance(version, int) and version > FORMAT_VERSION:
+                remedy = f"update the service; or, with the converter of this version, {remedy}"
             raise BundleError(
-                f"{path} has format_version {version!r}, this version reads {FORMAT_VERSION}: "
-                f"bake it again, python -m convert {folder.name}"
+                f"{path} has format_version {version!r}, this version reads {FORMAT_VERSION}: {remedy}"
             )
         manifest = msgspec.json.decode(content, type=Manifest)
     except OSError as error:
@@ -215,11 +217,25 @@ def load(folder: Path) -> Manifest:
     needed = ("variants", "outputs", "dimensions", "default_dimensions", "vocabulary_size", "max_tokens")
     missing = [name for name in needed if not getattr(manifest, name)]
     if missing:
-        raise BundleError(f"{path} is incomplete ({', '.join(missing)} missing): bake it again")
-    named = {TOKENIZER_FILE, *(variant.file for variant in manifest.variants)}
-    named |= {manifest.vision.file} if manifest.vision else set()
-    unlisted = named - set(manifest.files)
-    if unlisted:
-        raise BundleError(f"{path} lists no size and hash of {', '.join(sorted(unlisted))}: bake it again")
+        raise BundleError(f"{path} is incomplete ({', '.join(missing)} missing): {bake_again(folder)}")
+    _check_names(folder, manifest)
     check_sizes(folder, manifest.files)
     return manifest
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Refuse files that are not listed with their sizes, or are not the bundle's."""
+    path = folder / MANIFEST_FILE
+    named = {TOKENIZER_FILE, *(variant.file for variant in manifest.variants)}
+    named |= {manifest.vision.file} if manifest.vision else set()
+    if outside := [name for name in {*named, *manifest.files} if _leads_outside(name)]:
+        names = ", ".join(sorted(outside))
+        raise BundleError(f"{path} names {names}, outside of the bundle: {bake_again(folder)}")
+    if unlisted := named - set(manifest.files):
+        names = ", ".join(sorted(unlisted))
+        raise BundleError(f"{path} lists no size and hash of {names}: {bake_again(folder)}")
+
+
+def _leads_outside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts

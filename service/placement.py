@@ -59,7 +59,10 @@ class Placement:
     reason: str = ""
     is_required: bool = False  # DEVICE names the device: no other may take its place
     memory_bytes: int | None = None  # of the host, its models together; None: unknown
-    gpu_bytes: int | None = None  # the most that the arena of one session may take; None: no limit
+    # The most that the arena of one session may take; None: no limit. Each session has an arena of its own:
+    # a worker with several graphs may take more than its share. Not divided by their number: they differ
+    # widely in size, some open with later requests, and an even part would refuse a large one that fits.
+    gpu_bytes: int | None = None
 
     def encode(self) -> str:
         """Return what `from_environment` reads."""
@@ -149,8 +152,11 @@ def decode(returncode: int, stdout: str, stderr: str) -> Probed:
     if returncode or not lines:
         last = stderr.strip().splitlines()[-1:] or ["no output"]
         return Probed(reason=f"the probe of CUDA ended with status {returncode}: {last[0][:MAX_REASON]}")
-    fields = json.loads(lines[-1])
-    probed = Probed(tuple(Gpu(**gpu) for gpu in fields["gpus"]), fields["reason"])
+    try:
+        fields = json.loads(lines[-1])
+        probed = Probed(tuple(Gpu(**gpu) for gpu in fields["gpus"]), fields["reason"])
+    except (ValueError, KeyError, TypeError):
+        return Probed(reason=f"the probe of CUDA said {lines[-1][:MAX_REASON]!r} at its end")
     causes = [line.partition("with error: ")[2] for line in stderr.splitlines() if "with error: " in line]
     if probed.gpus or not causes:
         return probed

@@ -23,16 +23,16 @@ from service import manifest as contract
 from service.compacting import LENGTH, LOCATION, SAVED_DATA, Compaction
 from service.copy_records import CopiedFile, Record
 from service.errors import BundleError
-from service.files import FileRecord, check_hashes, sha256_of
+from service.files import FileRecord, bake_again, check_hashes, sha256_of
 from service.manifest import MANIFEST_FILE
 from service.wire import Entries
 
-BROKEN_BUNDLE, FAILED = 3, 4  # exit statuses
+BROKEN_BUNDLE, NO_CACHE, UNFIT = 3, 4, 5  # exit statuses
 STAGING = ".making"
 SAVED_GRAPH = "saved.onnx"  # as ONNX Runtime leaves it
-# What a graph's external bytes become while its copy is made: saved and packed, then both copied once more.
-# Word tables are not packed, so that it is less.
-DISK_FACTOR = 3
+# What a graph's external bytes become while its copy is made, if it is of linear layers alone: saved as they
+# were and packed, then both copied once more. Word tables are not packed, so that it is less.
+DISK_FACTOR = 4
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,17 @@ def make(wanted: Wanted) -> None:
     wanted.graph.parent.mkdir(parents=True, exist_ok=True)
     source = wanted.bundle / wanted.file
     known = _known(source.read_bytes())
-    _check_space(staging, sum(int(entries.get(LENGTH, 0)) for entries in known.values()))
     weights = _weights(wanted, known)
+    num_bytes = sum(int(entries.get(LENGTH, 0)) for entries in known.values())
+    needed, free = disk_bytes(num_bytes, weights, staging), shutil.disk_usage(staging).free
+    if needed > free:
+        message = f"{needed / 1e9:.1f} GB are needed for a while, {free / 1e9:.1f} GB are free"
+        raise OSError(errno.ENOSPC, message, str(staging))
     record = _checked(wanted, weights)
     try:
         session.save_prepacked(source, staging / SAVED_GRAPH, SAVED_DATA, host.num_usable_cores())
     except BundleError as error:  # its hashes are right: the disk is full, or opening it will say the same
-        raise ValueError(str(error)) from error
+        raise OSError(str(error)) from error
     with (staging / SAVED_DATA).open("rb") as saved, (staging / wanted.data_name).open("wb") as written:
         compaction = Compaction(saved, written, wanted.data_name, weights, known)
         graph = wire.rewrite((staging / SAVED_GRAPH).read_bytes(), compaction.place)
@@ -105,14 +109,15 @@ def _weights(wanted: Wanted, known: dict[str, Entries]) -> Path | None:
 def _checked(wanted: Wanted, weights: Path | None) -> Record:
     """Check the hashes of what is copied; bring the weights into the copy and return their record."""
     if sha256_of(wanted.bundle / MANIFEST_FILE) != wanted.manifest_sha256:
-        raise ValueError(f"{wanted.bundle} was replaced meanwhile")
+        raise BundleError(f"{wanted.bundle} was replaced while the service ran: restart the service")
     records = contract.load(wanted.bundle).files
     check_hashes(wanted.bundle, {wanted.file: records[wanted.file]})
     if weights is None:
         return {}
     name = weights.relative_to(wanted.bundle).as_posix()
     if name not in records:
-        raise BundleError(f"{wanted.bundle / MANIFEST_FILE} lists no size and hash of {name}: bake it again")
+        path = wanted.bundle / MANIFEST_FILE
+        raise BundleError(f"{path} lists no size and hash of {name}: {bake_again(wanted.bundle)}")
     present = wanted.graph.parent / weights.name
     copied = _recorded(present, records[name])
     if copied is None or not present.samefile(weights):  # else they were hashed for another graph
@@ -132,11 +137,10 @@ def _recorded(weights: Path, expected: FileRecord) -> CopiedFile | None:
     return None
 
 
-def _check_space(folder: Path, num_bytes: int) -> None:
-    needed, free = DISK_FACTOR * num_bytes, shutil.disk_usage(folder).free
-    if needed > free:
-        message = f"{needed / 1e9:.1f} GB are needed for a while, {free / 1e9:.1f} GB are free"
-        raise OSError(errno.ENOSPC, message, str(folder))
+def disk_bytes(num_bytes: int, weights: Path | None, folder: Path) -> int:
+    """Return what a copy takes of a folder's disk while it is made; weights of another disk are copied."""
+    is_apart = weights is not None and weights.stat().st_dev != folder.stat().st_dev
+    return (DISK_FACTOR + is_apart) * num_bytes
 
 
 def _bring(weights: Path, link: Path, sha256: str) -> CopiedFile:
@@ -179,7 +183,7 @@ def main(arguments: Sequence[str]) -> int:
         return BROKEN_BUNDLE
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
-        return FAILED
+        return NO_CACHE if isinstance(error, OSError) else UNFIT
     return 0
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from service import footprint, host, loading, logs, providers, status
 from service.bundles import Bundle, find_bundles
 from service.config import Settings
-from service.copies import copies_of
+from service.copies import Copies, digest_of
 from service.devices import CPU
 from service.devices import Kind as DeviceKind
 from service.embedding import EmbeddingModel
@@ -19,7 +19,7 @@ from service.errors import BundleError, InvalidRequest, ModelNotFound, ModelUnav
 from service.files import check_hashes
 from service.graphs import Graphs
 from service.loading import Loaded, Model
-from service.manifest import Kind, Manifest
+from service.manifest import Kind, Manifest, Precision
 from service.placement import Placement
 from service.reranking import Reranker
 from service.scheduler import Scheduler
@@ -71,6 +71,8 @@ class Registry:
             try:
                 self._loaded[name] = self._open(bundle)
             except Exception as error:  # noqa: BLE001  whatever a native library raises must not end the thread
+                if not threading.main_thread().is_alive():
+                    return
                 known = isinstance(error, ProjectError)
                 self._failed[name] = str(error) if known else f"{type(error).__name__}: {error}"
                 logs.write(logging.ERROR, "model failed to load", model=name, reason=self._failed[name])
@@ -143,6 +145,7 @@ class Registry:
         )
 
     def _open(self, bundle: Bundle) -> Loaded:
+        digest = digest_of(bundle.folder)  # before anything is read: at the end it must still be this one
         manifest = bundle.load()
         if self._settings.verify_hashes:
             check_hashes(bundle.folder, manifest.files)
@@ -151,25 +154,35 @@ class Registry:
             raise BundleError(f"{place.reason} (DEVICE)")
 
         cache_dir = self._settings.cache_dir or self._settings.models_dir / CACHE_FOLDER
-        copies = copies_of(cache_dir, bundle.folder, manifest, with_hashes=self._settings.verify_hashes)
+        copies = Copies(cache_dir, bundle.folder, manifest, digest, self._settings.verify_hashes)
 
         def open_choice(choice: Choice) -> Model:
             settings = SessionSettings(
                 self._settings.intra_op_threads, device=choice.device, gpu_bytes=place.gpu_bytes
             )
             graphs = Graphs(bundle.folder, manifest, choice.precision, settings, copies)
-            return loading.open_warm(graphs, tasks, self._scheduler)
+            model = loading.open_warm(graphs, tasks, self._scheduler)
+            copies.check_unchanged()
+            return model
 
-        needs = {
-            precision: footprint.needed_bytes(manifest, precision, tasks, self._settings.max_batch_tokens)
-            for precision in manifest.precisions
-        }
-        choices = choose(manifest, self._settings.precision, self._site(), needs)
+        choices = choose(manifest, self._settings.precision, self._site(), self._needs(copies, tasks))
         loaded = loading.first_that_runs(manifest.name, choices, open_choice)
         fields = status.of_choice(loaded.choice) | status.of_resources(loaded)
         fields["verified"] = "verified" if loaded.choice.verified else "unverified"
         logs.write(logging.INFO, "model ready", model=manifest.name, **fields)
         return loaded
+
+    def _needs(self, copies: Copies, tasks: Sequence[str | None]) -> dict[Precision, int]:
+        """Estimate what each precision takes of the host's memory: less where workers share copies."""
+        manifest, needs = copies.manifest, dict[Precision, int]()
+        is_on_cpu = self._placement.device.kind == DeviceKind.CPU  # all workers are, else only some may be
+        for precision in manifest.precisions:
+            files = footprint.graph_files(manifest, precision, tasks)
+            is_shared = is_on_cpu and all(map(copies.can_share, files))
+            sharers = (self._settings.workers or 1) if is_shared else 1
+            batch_tokens = self._settings.max_batch_tokens
+            needs[precision] = footprint.needed_bytes(manifest, precision, tasks, batch_tokens, sharers)
+        return needs
 
     def _site(self) -> Site:
         """Say what is left for one more model: memory is shared out by estimates, equal in every worker."""

@@ -159,7 +159,7 @@ def _on_cpu(case: _Case, prelude: str = "") -> Choice:
         raise BundleError(_too_large(case, pool, is_verified=bool(verified)))
     too_large = [precision for precision in pool if precision not in fitting]
     precision, reason = _best(case, fitting, is_verified=bool(verified))
-    parts = (reason, f"no memory for {', '.join(too_large)}" if too_large else "", prelude)
+    parts = (reason, _left_out(case, too_large) if too_large else "", prelude)
     return case.choice(precision, "; ".join(filter(None, parts)))
 
 
@@ -177,6 +177,11 @@ def _best(case: _Case, fitting: list[Precision], *, is_verified: bool) -> tuple[
         return fastest, f"fastest verified precision measured on {instruction_set}"
     order = UNMEASURED_WITH_FAST_INT8 if instruction_set in host.FAST_INT8 else BY_ACCURACY
     return min(fitting, key=order.index), f"no speed measured on {instruction_set}: by instruction set"
+
+
+def _left_out(case: _Case, too_large: list[Precision]) -> str:
+    needed = ", ".join(f"{each} ({case.needs[each] / GIGABYTE:.2f} GB)" for each in too_large)
+    return f"no memory for {needed}: {max(0, case.site.room_bytes or 0) / GIGABYTE:.2f} GB are left"
 
 
 def _too_large(case: _Case, pool: list[Precision], *, is_verified: bool) -> str:

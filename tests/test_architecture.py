@@ -22,6 +22,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"logs", "selection", "footprint", "bundles", "bodies", "options", "parsing", "probe"},
     {"tokenization", "chunking", "batching", "session", "pooling", "encoding"},
     {"prepacking"},
+    {"cleaning", "cache_lock"},
     {"copies"},
     {"scheduler", "late_chunking", "graphs", "multimodal", "media"},
     {"inference", "image_embedding", "inputs"},

@@ -16,9 +16,10 @@ import httpx
 import numpy as np
 import pytest
 
-from service import copies, prepacking
+from service import cache_lock, prepacking
 from tests.conftest import MODEL, START_SECONDS, Live
-from tests.test_gunicorn import embed, health, wait_until
+from tests.processes import PROJECT
+from tests.test_gunicorn import embed, health, statistics, wait_until
 
 Serve = Callable[..., AbstractContextManager[Live]]
 TEXTS = ["Hello, world!", "How are you?"]
@@ -116,11 +117,69 @@ def test_a_bundle_removed_while_running_serves_on(bundles: Path, tmp_path: Path,
         np.testing.assert_array_equal(embed(live, TEXTS), before)
 
 
-def test_a_stop_does_not_wait_for_a_maker(real_models: Path, tmp_path: Path, serve: Serve) -> None:
+def test_a_reload_without_bundles_is_refused_and_the_workers_serve_on(
+    bundles: Path, tmp_path: Path, serve: Serve
+) -> None:
+    with serve(bundles, CACHE_DIR=str(tmp_path / "cache")) as live:
+        before = embed(live, TEXTS)
+        (bundles / MODEL).rename(tmp_path / "away")
+        live.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reload refused" in live.log.read_text())
+        assert f"no bundle in {bundles}" in live.log.read_text()
+        np.testing.assert_array_equal(embed(live, TEXTS), before)
+        (tmp_path / "away").rename(bundles / MODEL)
+        live.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: len(logged(live, "model ready")) == 2)
+        wait_until(lambda: health(live) == (200, {"status": "ok"}))
+        np.testing.assert_array_equal(embed(live, TEXTS), before)
+
+
+# gunicorn's own configuration, whose workers have a maker that does not come to an end.
+SLOW_MAKER = f"""
+import sys
+from pathlib import Path
+exec(compile(Path({str(PROJECT / "gunicorn.conf.py")!r}).read_text(), "gunicorn.conf.py", "exec"))
+give_place = post_fork
+
+def post_fork(server, worker):
+    give_place(server, worker)
+    from service import copies
+    said = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+    copies.MAKER = (sys.executable, "-c", said, __file__ + ".pid")
+"""
+
+
+def test_a_stop_ends_a_maker_and_opens_nothing(real_models: Path, tmp_path: Path, serve: Serve) -> None:
+    config, cache = tmp_path / "slow_maker.py", tmp_path / "cache"
+    config.write_text(f"__file__ = {str(config)!r}\n{SLOW_MAKER}")
+    pid = Path(f"{config}.pid")
+    with serve(real_models, wait=False, configuration=str(config), CACHE_DIR=str(cache)) as live:
+        wait_until(lambda: pid.exists() and pid.read_text())
+        assert cache_lock_is_held(cache)
+        live.process.send_signal(signal.SIGTERM)
+        assert live.process.wait(START_SECONDS / 2) == 0
+        assert statistics(int(pid.read_text()))[0] in ("gone", "Z")
+        assert not cache_lock_is_held(cache)
+        assert not logged(live, "graph opened")
+        assert not logged(live, "no copy is made, the weights are not shared")
+
+
+def cache_lock_is_held(cache: Path) -> bool:
+    with (cache / cache_lock.LOCK_FILE).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_stop_does_not_wait_for_the_maker_of_another(
+    real_models: Path, tmp_path: Path, serve: Serve
+) -> None:
     """The lock is held by another here: whoever waits for it must end with the service."""
     cache = tmp_path / "cache"
     cache.mkdir()
-    with (cache / copies.LOCK_FILE).open("w") as lock:
+    with (cache / cache_lock.LOCK_FILE).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with serve(real_models, wait=False, CACHE_DIR=str(cache)) as live:
             wait_until(lambda: health(live) == (503, {"status": "loading"}))

@@ -82,6 +82,19 @@ def test_what_is_not_a_number_does_not_pass() -> None:
     assert Row("m", "g", left_out="CUDA has no kernel for x").passed
 
 
+@pytest.mark.parametrize(
+    ("precision", "passed"), [(Precision.FP32, True), (Precision.FP16, False), (Precision.BF16, False)]
+)
+def test_what_is_for_cuda_and_lacks_a_kernel_there_fails(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, passed: bool
+) -> None:
+    monkeypatch.setattr(parity, "lacking", lambda graph: ["Node x"])
+    rows = list(parity.compared(bundle, Device(Kind.CUDA, 0)))
+    (row,) = [row for row in rows if row.graph.startswith(f"{precision}/")]
+    assert row.passed == passed
+    assert (": FAIL: " in str(row)) != passed
+
+
 def test_what_cuda_lacks_is_named(tmp_path: Path) -> None:
     tiny.write_and_bake(tmp_path, qwen.QWEN3_EMBEDDING, (Precision.FP32,))
     (first, *_) = parity.lacking(tmp_path / qwen.QWEN3_EMBEDDING / "fp32" / "model.onnx")

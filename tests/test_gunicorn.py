@@ -422,10 +422,10 @@ def flip_a_byte(path: Path) -> None:
 
 def test_hashes_are_verified_on_request(tiny_models: Path, tmp_path: Path, serve: Serve):
     bundle = shutil.copytree(tiny_models / MODEL, tmp_path / MODEL)
-    flip_a_byte(bundle / "fp32" / "weights.data")
-    with serve(tmp_path) as live:  # not noticed: sizes are right
+    flip_a_byte(bundle / "int8" / "weights.data")
+    with serve(tmp_path, PRECISION="fp32") as live:  # not noticed: sizes are right, and it is not opened
         assert embed(live, "hello").shape == (1, HIDDEN)
-    with serve(tmp_path, wait=False, VERIFY_HASHES="1") as live:
+    with serve(tmp_path, wait=False, PRECISION="fp32", VERIFY_HASHES="1") as live:
         wait_until(lambda: (health(live) or (0, {}))[1].get("status") == "error")
         status, found = health(live) or (0, {})
         with live.client() as client:

@@ -19,7 +19,7 @@ import orjson
 
 from service import manifest as contract
 from service import wire
-from service.copies import Copies, copies_of
+from service.copies import Copies, digest_of
 from service.manifest import TOKENIZER_FILE, Precision
 from tests.bench import full_size_xlmr, memory, models, open_session, server, smaps, tables
 from tests.bench.errors import BenchError
@@ -208,7 +208,7 @@ def _shared_bytes(graph: Path) -> int:
 
 
 def _copies(bundle: Path, cache: Path) -> Copies:
-    return copies_of(cache, bundle, contract.load(bundle))
+    return Copies(cache, bundle, contract.load(bundle), digest_of(bundle))
 
 
 def _copy(copies: Copies, file: str) -> Path:

@@ -8,7 +8,6 @@ import logging
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -22,16 +21,28 @@ import pytest
 from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
 from convert.recipe import DEFAULT_PRECISIONS
-from service import copies, copy_records, host, inference, logs, prepacking, providers, wire
+from service import (
+    cache_lock,
+    cleaning,
+    copies,
+    copy_records,
+    host,
+    inference,
+    logs,
+    prepacking,
+    providers,
+    wire,
+)
 from service import manifest as contract
 from service.compacting import BLOBS
-from service.copies import Copies, copies_of
+from service.copies import Copies, digest_of
 from service.errors import BundleError, ModelUnavailable
 from service.graphs import Graphs
 from service.manifest import MANIFEST_FILE, Precision
 from service.session import Array, Session, SessionSettings
 from service.windows import Patches, tower_inputs
 from tests import qwen, qwen_vl, xlmr
+from tests.conftest import START_SECONDS
 
 V3, QWEN3, LISTWISE, V4 = (
     "jina-embeddings-v3", "qwen3-embedding-0.6b", "jina-reranker-v3", "jina-embeddings-v4",
@@ -89,7 +100,7 @@ def warnings_of(lines: list[logging.LogRecord]) -> list[str]:
 
 
 def copies_in(cache_dir: Path, bundle: Path, *, with_hashes: bool = False) -> Copies:
-    return copies_of(cache_dir, bundle, contract.load(bundle), with_hashes=with_hashes)
+    return Copies(cache_dir, bundle, contract.load(bundle), digest_of(bundle), with_hashes)
 
 
 def graphs_of(bundle: Path, cache_dir: Path | None, precision: Precision = Precision.FP32) -> Graphs:
@@ -228,6 +239,41 @@ def test_a_flipped_byte_in_the_weights_fails_the_graph_and_leaves_nothing(
     assert not list((tmp_path / "cache").rglob("*.onnx"))
 
 
+@pytest.mark.parametrize("kind", ["below the floor", "no cache"])
+def test_a_flipped_byte_is_found_where_no_copy_is_made(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    cache = tmp_path / "cache"
+    if kind == "no cache":
+        cache.write_text("")
+    else:
+        monkeypatch.setattr(copies, "MIN_WEIGHTS_BYTES", 1 << 40)
+    graphs = graphs_of(bundle, cache)
+    weights = bundle / "fp32" / "weights.data"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match=r"weights\.data does not have its recorded sha256; bake it again"):
+        graphs.open(["separation"])
+
+
+def test_each_file_is_hashed_once(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(copies, "MIN_WEIGHTS_BYTES", 1 << 40)
+    monkeypatch.setattr(copies, "check_hashes", lambda folder, records: asked.extend(records))
+    graphs_of(models / V3, tmp_path).open(["separation", "classification"])
+    assert sorted(asked) == ["fp32/classification.onnx", GRAPH, "fp32/weights.data"]
+    found = Graphs(
+        models / V3,
+        contract.load(models / V3),
+        Precision.FP32,
+        SETTINGS,
+        copies_in(tmp_path, models / V3, with_hashes=True),
+    )
+    found.open(["separation"])
+    assert len(asked) == 3
+
+
 def test_a_copy_the_library_refuses_is_discarded_and_the_bundle_serves(
     models: Path, tmp_path: Path, lines: list[logging.LogRecord]
 ) -> None:
@@ -264,6 +310,17 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_the_bundle_serves(
     assert not list(tmp_path.rglob("*.onnx"))
 
 
+def test_a_bundle_that_is_a_link_of_another_name_has_copies(models: Path, tmp_path: Path) -> None:
+    target = shutil.copytree(models / V3, tmp_path / "releases" / "v3-2")
+    link = tmp_path / "models" / V3
+    link.parent.mkdir()
+    link.symlink_to(target)
+    graphs = graphs_of(link, tmp_path / "cache")
+    graphs.open(["separation"])
+    copy = copies_in(tmp_path / "cache", link).folder / "fp32" / "weights.data"
+    assert copy.samefile(target / "fp32" / "weights.data")
+
+
 def test_too_little_room_is_said_before_anything_is_written(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +339,7 @@ def test_a_killed_maker_is_a_warning_and_the_next_one_cleans_up(
     killed.start()
     assert found.find(GRAPH) is None
     killed.join()
-    assert f"status {-signal.SIGKILL}" in warnings_of(lines)[0]
+    assert warnings_of(lines) == ["the maker was killed, perhaps out of memory"]
     staging.mkdir()  # as a maker leaves it whose service was killed too
     (staging / "saved.data").write_bytes(b"half")
     assert found.find(GRAPH) == found.folder / GRAPH
@@ -291,7 +348,9 @@ def test_a_killed_maker_is_a_warning_and_the_next_one_cleans_up(
 
 def _kill_maker(staging: Path) -> None:
     """Kill this process's maker as soon as it has begun."""
+    deadline = time.monotonic() + START_SECONDS
     while not staging.exists():
+        assert time.monotonic() < deadline, "no maker began"
         time.sleep(0.001)
     children = Path("/proc/self/task").glob("*/children")
     for pid in " ".join(path.read_text() for path in children).split():
@@ -304,7 +363,7 @@ def test_one_maker_at_a_time(models: Path, tmp_path: Path) -> None:
     found = copies_in(tmp_path, models / V3)
     results: list[Path | None] = []
     threads = [threading.Thread(target=lambda: results.append(found.find(GRAPH))) for _ in range(4)]
-    with (tmp_path / copies.LOCK_FILE).open("w") as lock:
+    with (tmp_path / cache_lock.LOCK_FILE).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for thread in threads:
             thread.start()
@@ -313,6 +372,73 @@ def test_one_maker_at_a_time(models: Path, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert results == [found.folder / GRAPH] * 4
+
+
+def test_those_that_waited_for_a_failure_do_not_try_again(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]
+) -> None:
+    tried: list[object] = []
+
+    def fail(*arguments: object) -> tuple[int, str]:
+        tried.append(arguments)
+        return prepacking.NO_CACHE, "the disk is full"
+
+    monkeypatch.setattr(copies, "_run_maker", fail)
+    found = copies_in(tmp_path, models / V3)
+    threads = [threading.Thread(target=found.find, args=[GRAPH]) for _ in range(3)]
+    with (tmp_path / cache_lock.LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join()
+    assert len(tried) == 1
+    assert warnings_of(lines) == ["the disk is full; CACHE_DIR may name another folder"] * 3
+    assert found.find(GRAPH) is None  # a later start tries
+    assert len(tried) == 2
+
+
+def test_a_maker_without_memory_is_not_started(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]
+) -> None:
+    monkeypatch.setattr(host, "available_memory", lambda: copies.MAKER_BYTES)
+    found = copies_in(tmp_path, models / V3)
+    assert not found.can_share(GRAPH)
+    assert found.find(GRAPH) is None
+    assert warnings_of(lines) == ["making one takes 0.27 GB of memory, 0.27 GB are free"]
+
+
+def test_what_can_be_shared_is_told_without_making_it(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = copies_in(tmp_path / "cache", models / V3)
+    assert found.can_share(GRAPH)
+    assert not found.cache_dir.exists()
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    assert not found.can_share(GRAPH)
+    monkeypatch.undo()
+    monkeypatch.setattr(copies, "MIN_WEIGHTS_BYTES", 0)
+    make(found, GRAPH)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    assert found.can_share(GRAPH)
+    blocked = tmp_path / "blocked"
+    blocked.write_text("")
+    assert not copies_in(blocked, models / V3).can_share(GRAPH)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(
+    models: Path, tmp_path: Path, lines: list[logging.LogRecord]
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("content")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / cache_lock.LOCK_FILE).symlink_to(other)
+    assert copies_in(cache, models / V3).find(GRAPH) is None
+    assert other.read_text() == "content"
+    assert "CACHE_DIR may name another folder" in warnings_of(lines)[0]
 
 
 def test_a_bundle_removed_while_running_keeps_what_is_open(bundle: Path, tmp_path: Path) -> None:
@@ -336,6 +462,35 @@ def test_a_bundle_replaced_while_running_is_not_mixed_with_the_old_one(bundle: P
         graphs.session("text-matching")
 
 
+def test_a_small_bundle_replaced_while_running_is_not_mixed_either(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    graphs = graphs_of(bundle, tmp_path / "cache")
+    graphs.open(["separation"])
+    (bundle / MANIFEST_FILE).write_bytes((bundle / MANIFEST_FILE).read_bytes() + b"\n")
+    with pytest.raises(ModelUnavailable, match="replaced while the service ran: restart the service"):
+        graphs.session("text-matching")
+
+
+def test_a_copy_that_vanished_does_not_lead_to_the_graph_of_another_bundle(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another service may have cleaned up between the look for a copy and its opening."""
+    graphs = graphs_of(bundle, tmp_path / "cache")
+    monkeypatch.setattr(Copies, "find", lambda self, file: tmp_path / "gone.onnx")
+    (bundle / MANIFEST_FILE).write_bytes((bundle / MANIFEST_FILE).read_bytes() + b"\n")
+    with pytest.raises(BundleError, match="replaced while the service ran: restart the service"):
+        graphs.open(["separation"])
+
+
+def test_a_maker_that_finds_another_bundle_says_so(bundle: Path, tmp_path: Path) -> None:
+    found = copies_in(tmp_path / "cache", bundle)
+    (bundle / MANIFEST_FILE).write_bytes((bundle / MANIFEST_FILE).read_bytes() + b"\n")
+    with pytest.raises(BundleError, match="replaced while the service ran: restart the service"):
+        make(found, GRAPH)
+
+
 # --- what is removed --------------------------------------------------------------------------------------
 
 
@@ -345,14 +500,24 @@ def test_copies_of_other_times_of_the_same_bundle_are_removed(bundle: Path, tmp_
     first.find(GRAPH)
     older = shutil.copytree(first.folder, cache / "1.0.0-none" / ("0" * 64))
     other = shutil.copytree(first.folder, cache / "1.0.0-mmx" / ("1" * 64))
-    owner = json.loads((other / copies.OWNER_FILE).read_bytes())
-    (other / copies.OWNER_FILE).write_text(json.dumps(owner | {"model": "another"}))
+    owner = json.loads((other / cleaning.OWNER_FILE).read_bytes())
+    (other / cleaning.OWNER_FILE).write_text(json.dumps(owner | {"model": "another"}))
     (bundle / MANIFEST_FILE).write_bytes((bundle / MANIFEST_FILE).read_bytes() + b"\n")
     second = copies_in(cache, bundle)
     assert second.find(GRAPH) == second.folder / GRAPH
     assert not first.folder.exists()
     assert not older.parent.exists()
     assert other.exists()
+
+
+def test_what_cannot_be_cleaned_is_a_warning_and_the_copy_is_made(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]
+) -> None:
+    error = PermissionError(13, "Permission denied", "lost+found")
+    monkeypatch.setattr(cleaning, "clean", lambda *arguments: iter([error]))
+    found = copies_in(tmp_path, models / V3)
+    assert found.find(GRAPH) == found.folder / GRAPH
+    assert warnings_of(lines) == [str(error)]
 
 
 def test_copies_of_a_bundle_of_equal_name_elsewhere_stay_while_it_is_there(

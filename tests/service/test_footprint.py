@@ -13,6 +13,7 @@ from service.files import FileRecord
 from service.footprint import (
     FLOAT_BYTES,
     LINEAR_FACTOR,
+    SESSION_BYTES,
     STATE_FLOATS,
     TABLE_SHARE,
     TOKENIZER_BYTES,
@@ -62,7 +63,9 @@ def two_tasks() -> Manifest:
 def test_what_is_opened_counts_and_the_table_once(
     two_tasks: Manifest, precision: Precision, tasks: list[str], linear: int, table: int
 ) -> None:
-    rest = STATE_FLOATS * FLOAT_BYTES * 64 * 8 + TOKENIZER_BYTES * 100
+    rest = STATE_FLOATS * FLOAT_BYTES * 64 * 8 + TOKENIZER_BYTES * 100 + SESSION_BYTES * len(tasks)
+    shared = needed_bytes(two_tasks, precision, tasks, 64, sharers=4)
+    assert shared == round((linear * LINEAR_FACTOR + table * TABLE_SHARE) / 4) + rest
     assert needed_bytes(two_tasks, precision, tasks, 64) == (
         round(linear * LINEAR_FACTOR + table * TABLE_SHARE) + rest
     )
@@ -80,7 +83,9 @@ def test_the_vision_tower_counts_at_every_precision(two_tasks: Manifest) -> None
     tower = Vision.__new__(Vision)
     object.__setattr__(tower, "file", "vision/model.onnx")
     seeing = replace(two_tasks, files=files, vision=tower)
-    assert needed_bytes(seeing, INT8, ["a"], 64) - without == pytest.approx(1000 * LINEAR_FACTOR, abs=1)
+    assert needed_bytes(seeing, INT8, ["a"], 64) - without == pytest.approx(
+        1000 * LINEAR_FACTOR + SESSION_BYTES, abs=1
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int8-block"])

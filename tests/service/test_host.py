@@ -66,11 +66,22 @@ def test_memory_is_the_smallest_room(tmp_path: Path) -> None:
         "proc/self/cgroup": "0::/a\n",
         "cgroup/a/memory.max": "5000000",
         "cgroup/a/memory.current": "1000000",
-        "cgroup/a/memory.stat": "anon 700000\ninactive_file 300000\n",
+        "cgroup/a/memory.stat": "anon 500000\nactive_file 200000\ninactive_file 300000\n",
     }
-    assert host.available_memory(*fake(tmp_path, files)) == 4_300_000
+    assert host.available_memory(*fake(tmp_path, files)) == 4_500_000
     (tmp_path / "cgroup/a/memory.max").write_text("max")
     assert host.available_memory(tmp_path / "cgroup", tmp_path / "proc") == 9000 * 1024
+
+
+def test_memory_of_a_v1_cgroup_counts_those_below_it(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "4:memory:/a\n",
+        "cgroup/memory/a/memory.limit_in_bytes": "5000000",
+        "cgroup/memory/a/memory.usage_in_bytes": "1000000",
+        "cgroup/memory/a/memory.stat": "active_file 1\ninactive_file 2\n"
+        "total_active_file 200000\ntotal_inactive_file 300000\n",
+    }
+    assert host.available_memory(*fake(tmp_path, files)) == 4_500_000
 
 
 @pytest.mark.parametrize(

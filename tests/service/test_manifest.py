@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,8 @@ def test_a_manifest_survives_writing_and_reading(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda content: content.update(format_version=99), "format_version 99"),
+        (lambda content: content.update(format_version=99), "format_version 99.*update the service"),
+        (lambda content: content.update(format_version=1), r"reads \d+: bake it again, python -m convert"),
         (lambda content: content.pop("format_version"), "format_version None"),
         (lambda content: content.pop("kind"), "kind"),
         (lambda content: content.update(max_tokens="many"), "max_tokens"),
@@ -46,6 +48,15 @@ def test_a_manifest_survives_writing_and_reading(bundle: Path) -> None:
         (lambda content: content.update(variants=[]), "incomplete"),
         (lambda content: content.update(name="other"), "name"),
         (lambda content: content["files"].pop("fp32/model.onnx"), "fp32/model.onnx"),
+        (
+            lambda content: content["variants"][0].update(file="/a.onnx"),
+            "names /a.onnx, outside of the bundle",
+        ),
+        (lambda content: content["variants"][0].update(file="fp32/../../a.onnx"), "outside of the bundle"),
+        (
+            lambda content: content["files"].update({"../a": {"size": 1, "sha256": ""}}),
+            "outside of the bundle",
+        ),
         (lambda content: content.update(files={}), "lists no size and hash"),
         (lambda content: content["files"].update({"a\0b": {"size": 1, "sha256": ""}}), "cannot be read"),
     ],
@@ -74,8 +85,15 @@ def test_a_missing_file_is_named(bundle: Path) -> None:
 def test_a_truncated_file_is_named(bundle: Path) -> None:
     with (bundle / "fp32" / "weights.data").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(BundleError, match=r"fp32/weights\.data has 100 bytes"):
+    command = f"bake it again, python -m convert {MODEL} --out {bundle.parent} --force"
+    with pytest.raises(BundleError, match=rf"fp32/weights\.data has 100 bytes.*; {re.escape(command)}"):
         contract.load(bundle)
+
+
+def test_the_usual_folder_is_not_part_of_the_command() -> None:
+    command = f"bake it again, python -m convert {MODEL} --force"
+    assert files.bake_again(files.BUNDLES / MODEL) == command
+    assert files.bake_again((files.BUNDLES / MODEL).absolute()) == command
 
 
 def test_a_flipped_byte_is_seen_by_the_hash_alone(bundle: Path) -> None:

@@ -150,8 +150,10 @@ NATIVE = "[E:onnxruntime] Failed to load library x.so with error: libcublasLt.so
         (0, FAILED, NATIVE, Probed(reason="ONNX Runtime cannot load it: libcublasLt.so.13: cannot open")),
         (-11, "", "a\nsegfault\n", Probed(reason="the probe of CUDA ended with status -11: segfault")),
         (0, "", "", Probed(reason="the probe of CUDA ended with status 0: no output")),
+        (0, FAILED + "\nbye", "", Probed(reason="the probe of CUDA said 'bye' at its end")),
+        (0, "[]", "", Probed(reason="the probe of CUDA said '[]' at its end")),
     ],
-    ids=["works", "reason", "native-reason", "crash", "silent"],
+    ids=["works", "reason", "native-reason", "crash", "silent", "no-json", "other-json"],
 )
 def test_what_a_probe_says(returncode: int, stdout: str, stderr: str, probed: Probed) -> None:
     assert placement.decode(returncode, stdout, stderr) == probed

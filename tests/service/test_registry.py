@@ -13,6 +13,7 @@ from service import bundles, embedding, footprint, host, loading, providers
 from service import manifest as contract
 from service.bundles import check_start
 from service.config import Settings
+from service.copies import Copies
 from service.devices import CPU, Device
 from service.devices import Kind as DeviceKind
 from service.embedding import EmbeddingModel
@@ -72,6 +73,19 @@ def test_the_folders_of_bakes_are_not_bundles(models: Path) -> None:
     registry = registry_of(models)
     registry.load()
     assert [loaded.model.manifest.name for loaded in registry.loaded()] == [MODEL]
+
+
+def test_a_bundle_replaced_while_it_loads_fails(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, load = models / MODEL / contract.MANIFEST_FILE, bundles.Bundle.load
+
+    def replace_and_load(bundle: bundles.Bundle) -> contract.Manifest:
+        path.write_bytes(path.read_bytes() + b"\n")
+        return load(bundle)
+
+    monkeypatch.setattr(bundles.Bundle, "load", replace_and_load)
+    registry = registry_of(models)
+    registry.load()
+    assert "was replaced while the service ran" in registry.failed()[MODEL]
 
 
 @pytest.mark.parametrize("folder", ["missing", "."])
@@ -214,6 +228,18 @@ def test_a_gpu_that_is_named_and_does_not_work_fails_every_model(
     monkeypatch.setattr(providers, "unusable", lambda device: "no kernel image")
     registry = placed(tiny_models, Placement(GPU, is_required=True))
     assert registry.failed() == {MODEL: "cuda:1 does not work: no kernel image (DEVICE)"}
+
+
+@pytest.mark.parametrize(("is_shared", "sharers"), [(True, 4), (False, 1)])
+def test_workers_count_their_share_of_what_they_map_together(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch, is_shared: bool, sharers: int
+) -> None:
+    monkeypatch.setattr(Copies, "can_share", lambda self, file: is_shared)
+    settings = Settings()
+    (loaded,) = placed(tiny_models, Placement(), precision=Precision.FP32, workers=4).loaded()
+    assert loaded.choice.needed_bytes == footprint.needed_bytes(
+        contract.load(tiny_models / MODEL), Precision.FP32, (None,), settings.max_batch_tokens, sharers
+    )
 
 
 def test_models_share_the_memory_in_their_order(models: Path) -> None:
