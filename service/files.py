@@ -38,7 +38,11 @@ def check_sizes(folder: Path, records: Mapping[str, FileRecord]) -> None:
 def check_hashes(folder: Path, records: Mapping[str, FileRecord]) -> None:
     """Compare every file's sha256 with its record. Raises BundleError that names the file."""
     for name, record in records.items():
-        if sha256_of(folder / name) != record.sha256:
+        try:
+            found = sha256_of(folder / name)
+        except OSError as error:
+            raise BundleError(f"{folder / name} cannot be read: {error}; {bake_again(folder)}") from error
+        if found != record.sha256:
             raise BundleError(f"{folder / name} does not have its recorded sha256; {bake_again(folder)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
 import logging
 import re
@@ -612,6 +613,15 @@ def fill(path: Path, content: bytes) -> None:
     path.write_bytes(content * (path.stat().st_size // len(content)))
 
 
+def bake_nan(bundle: Path) -> None:
+    """Fill the weights with NaN as a bake would have: with their hash in the manifest."""
+    name = "fp32/weights.data"
+    fill(bundle / name, b"\xff\xff\xff\xff")
+    records = json.loads((bundle / "manifest.json").read_bytes())["files"]
+    records[name]["sha256"] = hashlib.sha256((bundle / name).read_bytes()).hexdigest()
+    edit_manifest(bundle, files=records)
+
+
 # damage, what the reason says
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest-cut": (lambda bundle: cut(bundle / "manifest.json"), "not a valid manifest"),
@@ -631,7 +641,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "graph-missing": (lambda bundle: (bundle / "fp32/model.onnx").unlink(), "fp32/model.onnx"),
     "graph-garbage": (lambda bundle: fill(bundle / "fp32/model.onnx", b"x"), "fp32/model.onnx"),
     "tokenizer-garbage": (lambda bundle: fill(bundle / "tokenizer.json", b"x"), "tokenizer.json"),
-    "weights-nan": (lambda bundle: fill(bundle / "fp32/weights.data", b"\xff\xff\xff\xff"), "not finite"),
+    "weights-flipped": (
+        lambda bundle: fill(bundle / "fp32/weights.data", b"\xff\xff\xff\xff"),
+        "fp32/weights.data does not have its recorded sha256",
+    ),
+    "weights-nan": (bake_nan, "not finite"),
 }
 
 

@@ -328,7 +328,7 @@ def test_a_mixture_is_replayed_and_an_unknown_layer_refused(
     assert contract.load(tmp_path / MODEL).files["int8/model.onnx"] != replayed.files["int8/model.onnx"]
     given.write_bytes(contract.encode(replace(baked, mixture={"no.such.layer": Precision.INT8_BLOCK})))
     assert main([*command, "--mixture", str(given), "--force"]) == 1
-    assert "no linear layer no.such.layer (mixture)" in capsys.readouterr().err
+    assert "no linear layer no.such.layer (--mixture)" in capsys.readouterr().err
 
 
 def test_a_bake_that_runs_nothing_is_not_calibrated(tiny_checkpoint: Path, tmp_path: Path) -> None:
