@@ -25,6 +25,18 @@ class Mixed(msgspec.Struct):
     mixture: dict[str, Precision]
 
 
+class BakedVariant(msgspec.Struct):
+    """The part of a variant that says what was baked, whatever the manifest's version."""
+
+    precision: str
+
+
+class Baked(msgspec.Struct):
+    """The part of a manifest that says what was baked, whatever its version."""
+
+    variants: list[BakedVariant]
+
+
 DEFAULT_OUT = Path("onnx_models")
 VERIFY_COMMAND = "verify"
 
@@ -113,18 +125,21 @@ def _recipe(name: str) -> Recipe:
 
 def _bake(recipe: Recipe, options: argparse.Namespace) -> None:
     name = recipe.manifest.name
-    if (options.out / name / MANIFEST_FILE).exists() and not options.force:
+    folder = options.out / name
+    if options.plot:
+        raise BakeError("--plot goes with verify: python -m convert verify MODEL --plot")
+    if (folder / MANIFEST_FILE).exists() and not options.force:
         try:
-            contract.load(options.out / name)
+            check_hashes(folder, contract.load(folder).files)
         except BundleError as error:
             print(f"{name}: baking again what is there: {error}")
         else:
-            print(f"{name}: {options.out / name} is there already; --force bakes it again")
+            print(f"{name}: {folder} is there already; --force bakes it again")
             return
     request = BakeRequest(
         out=options.out,
         source=options.source,
-        precisions=options.precision,
+        precisions=options.precision or _kept_precisions(recipe, folder / MANIFEST_FILE),
         tasks=options.task,
         verification=options.verify,
         mixture=options.mixture,
@@ -134,10 +149,22 @@ def _bake(recipe: Recipe, options: argparse.Namespace) -> None:
     print(f"{name}: published in {options.out / name}")
 
 
+def _kept_precisions(recipe: Recipe, manifest: Path) -> tuple[Precision, ...] | None:
+    """List the recipe's precisions and those of a bundle that is baked again, so that none is lost."""
+    try:
+        found = msgspec.json.decode(manifest.read_bytes(), type=Baked).variants
+    except (OSError, msgspec.DecodeError):
+        return None
+    names = {*recipe.precisions, *(variant.precision for variant in found)}
+    return tuple(precision for precision in Precision if precision in names)
+
+
 def _verify(recipe: Recipe, options: argparse.Namespace) -> None:
     """Check hashes, quality and reference of a baked bundle and print the figures; change nothing."""
     name = recipe.manifest.name
     folder = options.out / name
+    if options.plot:
+        plot.check_installed()
     manifest = contract.load(folder)
     check_hashes(folder, manifest.files)
     if Precision.FP32 not in manifest.precisions:

@@ -117,7 +117,7 @@ def _check_mixture(
     if found is None:
         return
     if not verifying or Precision.INT8 not in wanted:
-        raise BakeError("--mixture is of int8 in a bake that is verified: add them, or leave it out")
+        raise BakeError("--mixture needs int8 among --precision and a bake that is verified")
     unknown = set(found) - {layer.name for graph in graphs.values() for layer, _ in linear_layers(graph)}
     if unknown:
         raise BakeError(f"the model has no linear layer {', '.join(sorted(unknown))} (--mixture)")
@@ -131,7 +131,10 @@ def _searched(staged: Path, manifest: Manifest, tuned: Tuned) -> dict[str, Preci
         needed = num_bytes * tuning.SEARCH_MEMORY_FACTOR * verify.FP32_MEMORY_FACTOR / 1e9
         print(f"{manifest.name}: int8 is made without a search for a mixture: it needs {needed:.1f} GB free")
         return {}
-    return tuning.searched(staged, manifest, tuned)
+    found = tuning.searched(staged, manifest, tuned)
+    num_layers = len(list(linear_layers(next(iter(tuned.graphs.values())))))
+    print(f"{manifest.name}: int8 leaves {len(found) or 'none'} of {num_layers} linear layers to int8-block")
+    return found
 
 
 def _named(graphs: GraphsByTask) -> dict[str, Graph]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,9 @@ def speed_quality(manifest: Manifest, path: Path) -> None:
     points = list(points_of(manifest))
     if len(points) < 2:
         raise BakeError(f"{manifest.name}: fewer than two variants have speed and quality: nothing to draw")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise BakeError("--plot needs matplotlib: pip install '.[plot]'") from error
+    check_installed()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=INCHES, dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
     precisions = list(dict.fromkeys(point.precision for point in points))
@@ -58,7 +58,7 @@ def speed_quality(manifest: Manifest, path: Path) -> None:
     axes.margins(x=0.2, y=0.2)
     axes.set_xlabel("speed at 8x128, fp32 = 1")
     axes.set_ylabel(f"1 - mean {'rank correlation' if is_ranked else 'cosine'} to fp32")
-    axes.set_title(f"{manifest.name} (x: not verified; of tasks, the worst is named)")
+    axes.set_title(f"{manifest.name} (x: not verified)")
     figure.savefig(path)
 
 
@@ -76,6 +76,14 @@ def _draw_floors(axes: Axes, precisions: Sequence[Precision]) -> None:
                 ha="right",
                 color="grey",
             )
+
+
+def check_installed() -> None:
+    """Raise BakeError with the remedy where matplotlib is missing."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise BakeError(f"--plot needs matplotlib: {sys.executable} -m pip install matplotlib") from error
 
 
 def points_of(manifest: Manifest) -> Iterator[Point]:

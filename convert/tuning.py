@@ -96,7 +96,9 @@ def searched(staged: Path, manifest: Manifest, tuned: Tuned) -> dict[str, Precis
         closing(Opened(staged, manifest, tuned)) as opened,
         progress.bar(steps, "search", "step") as bar,
     ):
-        return mixture.searched(tasks, opened.subject, partial(bar.update, 1))
+        found = mixture.searched(tasks, opened.subject, partial(bar.update, 1))
+        bar.update(steps - bar.n)  # it has ended, mostly before it has tried all
+        return found
 
 
 class Opened:

@@ -30,8 +30,8 @@ MAX_REASON = 300  # characters of a native error that are worth showing
 GPU_SHARE = 0.9  # of the free memory goes to arenas; the rest is for the contexts of CUDA, cuBLAS and cuDNN
 PROCESS_BYTES = 64 << 20  # of a worker without models; 44 MiB measured
 REMEDY = (
-    "install CUDA 13 and cuDNN 9 (as wheels: pip install 'jina-onnx-server[gpu]') and an NVIDIA driver for "
-    "CUDA 13, or use DEVICE=auto or DEVICE=cpu"
+    "install an NVIDIA driver for CUDA 13, and CUDA 13 and cuDNN 9 (as wheels, in the project's folder: pip "
+    "install '.[gpu]'), or use DEVICE=auto or DEVICE=cpu"
 )
 
 

@@ -378,7 +378,7 @@ def start(models: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         ("PORT", "abc", "integer"),
         ("PORT", "70000", "65535"),
         ("PRECISION", "int5", "int8-block"),
-        ("DEVICE", "cuda", "jina-onnx-server[gpu]"),
+        ("DEVICE", "cuda", "pip install '.[gpu]'"),
         ("DEVICE", "cuda:1", "DEVICE=auto"),
         ("DEVICE", "tpu", "cpu"),
         ("API_KEYS", "x", "not supported by this version"),

@@ -130,7 +130,7 @@ def _speeds(points: Sequence[Point], passages: Sequence[str], runs: int) -> dict
     requests = {point.label: bare.record(point.model, passages) for point in points}
     seconds: dict[str, list[float]] = {point.label: [] for point in points}
     for run in range(runs + 1):
-        print(f"speed: run {run} of {runs}", file=sys.stderr)
+        print(f"speed: run {run} of {runs}" if run else "speed: warm-up", file=sys.stderr)
         for point in points:
             session = point.model.graphs.session(None)
             taken = bare.time_runs(session, [requests[point.label]])

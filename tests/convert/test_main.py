@@ -10,6 +10,9 @@ import pytest
 from convert import quality, texts
 from convert.__main__ import main
 from convert.catalog import RECIPES
+from convert.recipe import DEFAULT_PRECISIONS
+from service import manifest as contract
+from service.manifest import Precision
 from tests.conftest import MODEL
 
 
@@ -94,3 +97,26 @@ def check_variety(texts: list[str]) -> None:
     assert any(len(text) > 1000 for text in texts)
     assert sum(not text.isascii() for text in texts) > 50
     assert any(text.startswith("def ") for text in texts)
+
+
+def test_what_is_broken_is_baked_again_with_all_that_it_held(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [MODEL, "--source", str(tiny_checkpoint), "--out", str(tmp_path), "--verify", "skip"]
+    assert main([*command, "--precision", "fp32,int4"]) == 0
+    weights = tmp_path / MODEL / "int4" / "weights.data"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert main(command) == 0
+    assert "int4/weights.data does not have its recorded sha256" in capsys.readouterr().out
+    baked = contract.load(tmp_path / MODEL)
+    assert baked.precisions == (*DEFAULT_PRECISIONS, Precision.INT4)
+    assert main(command) == 0
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_a_plot_goes_with_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([MODEL, "--out", str(tmp_path), "--plot"]) == 1
+    assert "--plot goes with verify" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from convert.graph import Graph, to_model
 from service.devices import Device, Kind
 from service.errors import ProjectError
 from service.manifest import Precision
+from service.placement import probe_gpus
 from service.session import Session, SessionSettings
 from tests import golden, tiny
 from tests.conftest import GOLDEN_CHECKPOINTS, GOLDEN_QWEN
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def unusable(device: Device) -> str | None:
     """Say why sessions cannot run on a device; None where they do."""
+    if device.kind == Kind.CUDA and (reason := probe_gpus().reason):
+        return reason
     graph = Graph("probe")
     graph.op("Identity", "y", [graph.input("x", np.float32, ["rows"])])
     graph.output("y", ["rows"])

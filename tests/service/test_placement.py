@@ -59,7 +59,7 @@ def test_auto_without_a_gpu_is_the_cpu_with_the_reason() -> None:
         (
             CUDA,
             NO_GPU,
-            r"DEVICE is cuda, but this host has no NVIDIA driver; .*jina-onnx-server\[gpu\].*CUDA 13",
+            r"DEVICE is cuda, but this host has no NVIDIA driver; .*CUDA 13.*pip install '\.\[gpu\]'",
         ),
         (Wish(Kind.CUDA, 1), NO_GPU, "DEVICE is cuda:1, but this host has no NVIDIA driver"),
         (Wish(Kind.CUDA, 2), TWO_GPUS, "DEVICE is cuda:2, but this host has only cuda:0, cuda:1"),
