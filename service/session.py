@@ -24,6 +24,10 @@ SAVED_DATA = "session.optimized_model_external_initializers_file_name"
 SAVED_MIN_BYTES = "session.optimized_model_external_initializers_min_size_in_bytes"
 SAVED_PREPACKED = "session.save_external_prepacked_constant_initializers"
 INLINE_BYTES = 1024
+# Packing a copy's weights on several threads is faster, but holds all of them for a moment, and each thread
+# more leaves some 4 MB behind: not for large copies, nor where threads are many.
+COPY_DATA_ENDING = ".data"
+MAX_PARALLEL_BYTES, MAX_PARALLEL_THREADS = 1 << 30, 2
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -53,6 +57,8 @@ class Session:
             backend = replace(backend, disabled_optimizers=[])
             # The library packs each weight once more, to compare: in memory that is given back at once.
             options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+            if _packs_at_once(path, settings.num_threads):
+                options.add_session_config_entry("session.prepack.enable_parallel", "1")
         self._native = _open(path, options, backend)
         _give_memory_back()
         if not providers.is_on(self._native, settings.device):
@@ -100,6 +106,12 @@ def _open(path: Path, options: onnxruntime.SessionOptions, backend: Backend) -> 
         )
     except Exception as error:  # the library has one class per status code and no common parent
         raise BundleError(f"{path} cannot be opened: {str(error)[:MAX_REASON]}") from error
+
+
+def _packs_at_once(copy: Path, num_threads: int) -> bool:
+    data = copy.with_suffix(COPY_DATA_ENDING)
+    is_small = data.exists() and data.stat().st_size <= MAX_PARALLEL_BYTES
+    return is_small and num_threads <= MAX_PARALLEL_THREADS
 
 
 def _give_memory_back() -> None:
