@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -68,7 +68,7 @@ def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
         if verifying and TUNED_PRECISIONS & set(wanted):
             files |= _write(staged, {Precision.FP32: _named(graphs) | tuning.observing_graphs(graphs)})
             tuned, manifest = _tuned(staged, manifest, graphs, request)
-        files |= _write(staged, _made(tuned, written, vision_tower, files))
+        files |= _write(staged, _made(tuned, written, vision_tower))
         manifest = replace(manifest, files=files)
         if verifying:
             manifest = verify.checked(staged, manifest, recipe)
@@ -141,12 +141,12 @@ def _named(graphs: GraphsByTask) -> dict[str, Graph]:
     return {describe.graph_name(task): graph for task, graph in graphs.items()}
 
 
-def _made(
-    tuned: Tuned, precisions: tuple[Precision, ...], vision_tower: Graph | None, written: Collection[str]
-) -> Files:
+def _made(tuned: Tuned, precisions: tuple[Precision, ...], vision_tower: Graph | None) -> Files:
     """Make the graphs of every precision that is not written yet, and the tower that all share."""
     made: Files = {}
     for precision in precisions:
+        if precision == Precision.FP32 and tuned.smoothed:
+            continue  # written for calibration
         is_smoothed = precision == Precision.INT8 and tuned.smoothed
         graphs = tuned.smoothed if is_smoothed else tuned.graphs
         mixture = tuned.mixture if is_smoothed else None
@@ -156,8 +156,6 @@ def _made(
                 for task, graph in graphs.items()
             }
         )
-    if any(name.startswith(f"{Precision.FP32}/") for name in written):
-        del made[Precision.FP32]
     if vision_tower:
         made[describe.VISION_FOLDER] = {describe.MODEL_GRAPH: vision_tower}
     return made

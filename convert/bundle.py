@@ -24,7 +24,7 @@ from onnx import helper, numpy_helper
 from convert.graph import Constant, Graph, to_model
 from service import manifest as contract
 from service.errors import BakeError
-from service.files import FileRecord
+from service.files import FileRecord, flush
 from service.manifest import Manifest
 
 WEIGHTS_FILE = "weights.data"
@@ -171,7 +171,7 @@ def publish(folder: Path, manifest: Manifest) -> Path:
     """Write the manifest into the staging folder and swap it in; return the bundle's folder."""
     write_file(folder / contract.MANIFEST_FILE, contract.encode(manifest))
     for changed in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-        _flush_folder(changed)
+        flush(changed)
     out = folder.parent
     target = out / manifest.name
     if not target.exists():
@@ -185,7 +185,7 @@ def publish(folder: Path, manifest: Manifest) -> Path:
             replaced.rename(target)
             raise
         _remove(replaced)
-    _flush_folder(out)
+    flush(out)
     return target
 
 
@@ -217,11 +217,3 @@ def _exchange(one: Path, other: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.EXDEV):
         return False
     raise OSError(code, os.strerror(code), str(other))
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

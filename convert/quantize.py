@@ -80,9 +80,7 @@ def _rewrite_for(
     return None, None
 
 
-def switchable(
-    graph: Graph, precision: Precision, inputs: Mapping[str, LinearInput] | None = None
-) -> tuple[Graph, list[str]]:
+def switchable(graph: Graph, precision: Precision) -> tuple[Graph, list[str]]:
     """Return a graph that computes every linear layer both as it is and rounded, and the layers' names.
 
     Its input `SWITCHES` (layers,) says of each which one counts. Tables are rounded.
@@ -90,7 +88,7 @@ def switchable(
     target = Graph(graph.name, graph.is_flat, inputs=list(graph.inputs), outputs=graph.outputs)
     target.constants |= graph.constants
     names: list[str] = []
-    rewriting = Rewriting(target, {}, inputs or {}, narrowed=_narrowed(graph))
+    rewriting = Rewriting(target, {}, narrowed=_narrowed(graph))
     for node in graph.nodes:
         rewrite, constant = _rewrite_for(graph, node, precision)
         if rewrite is None or constant is None:

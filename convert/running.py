@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from convert import half
 from service import embedding, host, inference, reranking
 from service.embedding import EmbeddingModel
 from service.errors import BundleError
 from service.figures import Speed
 from service.graphs import Graphs
-from service.manifest import BASE_TASK, Kind, Manifest, Output, Precision, Variant
+from service.manifest import BASE_TASK, Kind, Manifest, Output, Variant
 from service.options import EmbedOptions
 from service.reranking import Reranker
 from service.scheduler import Scheduler
@@ -23,7 +24,6 @@ from service.session import Session, SessionSettings
 BATCH_TOKENS = 1024
 SPEED_ROWS, SPEED_TOKENS, SPEED_RUNS = 8, 128, 7
 SPEED_SECONDS = 10  # no further run after these: large models take long, and vary less
-UNTIMED = frozenset({Precision.FP16, Precision.BF16})  # they have no CPU kernels
 NUM_QUERIES = 8  # of the texts a reranker is measured on; those behind them are the documents
 MAX_DOCUMENTS = 32  # a pair takes a second of a large model
 
@@ -104,7 +104,7 @@ def speeds(
 
     In turns, so that whatever else the host does slows all of them alike.
     """
-    timed = [variant for variant in variants if variant.precision not in UNTIMED]
+    timed = [variant for variant in variants if variant.precision not in half.FORMATS]  # no CPU kernels
     found: dict[str, Speed] = {}
     while timed:
         room = host.available_memory() or 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from service.files import sha256_of
+from service.files import flush, sha256_of
 
 SUFFIX = ".json"
 
@@ -77,12 +76,3 @@ def write_flushed(path: Path, content: bytes) -> None:
     """Write a small file and flush it to the disk."""
     path.write_bytes(content)
     flush(path)
-
-
-def flush(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,7 @@ from service import logs
 from service.copies import Copies
 from service.devices import Kind
 from service.errors import BundleError, ModelUnavailable
+from service.files import bake_again
 from service.manifest import Manifest, Precision
 from service.session import Session, SessionSettings
 
@@ -108,6 +109,5 @@ class Graphs:
             if variant.precision == self.precision and variant.task in (task, None):
                 return variant.file
         raise BundleError(
-            f"{self.folder} has no {self.precision} graph of task {task}: bake it again, "
-            f"python -m convert {self.manifest.name} --force"
+            f"{self.folder} has no {self.precision} graph of task {task}: {bake_again(self.folder)}"
         )

@@ -23,7 +23,7 @@ from service import manifest as contract
 from service.compacting import LENGTH, LOCATION, SAVED_DATA, Compaction
 from service.copy_records import CopiedFile, Record
 from service.errors import BundleError
-from service.files import FileRecord, bake_again, check_hashes, sha256_of
+from service.files import FileRecord, bake_again, check_hashes, flush, sha256_of
 from service.manifest import MANIFEST_FILE
 from service.wire import Entries
 
@@ -52,7 +52,7 @@ class Wanted:
     @property
     def data_name(self) -> str:
         """Return the name of the file of packed weights."""
-        return f"{self.graph.stem}.data"
+        return self.graph.with_suffix(session.COPY_DATA_ENDING).name
 
 
 def make(wanted: Wanted) -> None:
@@ -152,7 +152,7 @@ def _bring(weights: Path, link: Path, sha256: str) -> CopiedFile:
         os.link(weights.resolve(), link)
     except OSError:
         shutil.copyfile(weights, link)
-        copy_records.flush(link)
+        flush(link)
         copied = copy_records.describe(link)
         if copied.sha256 != sha256:
             raise ValueError(f"{weights} was copied and has another sha256 now") from None
@@ -169,7 +169,7 @@ def _publish(wanted: Wanted, record: Record) -> None:
     for name in (*record, record_file.name):
         if (staging / name).exists():  # the weights may be there already
             (staging / name).replace(target / name)
-    copy_records.flush(target)
+    flush(target)
     shutil.rmtree(staging)
 
 

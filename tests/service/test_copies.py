@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,18 +41,13 @@ from service.graphs import Graphs
 from service.manifest import MANIFEST_FILE, Precision
 from service.session import Array, Session, SessionSettings
 from service.windows import Patches, tower_inputs
-from tests import qwen, qwen_vl, xlmr
+from tests import qwen_vl, tiny
 from tests.conftest import START_SECONDS
 
 V3, QWEN3, LISTWISE, V4 = (
     "jina-embeddings-v3", "qwen3-embedding-0.6b", "jina-reranker-v3", "jina-embeddings-v4",
 )  # fmt: skip
-WRITERS: dict[str, Callable[[Path], Path]] = {
-    V3: xlmr.write_jina_v3,
-    QWEN3: qwen.write_qwen3_embedding,
-    LISTWISE: qwen.write_jina_reranker,
-    V4: qwen_vl.write_jina_v4,
-}
+WRITERS = {name: tiny.WRITERS[name] for name in (V3, QWEN3, LISTWISE, V4)}
 SETTINGS = SessionSettings(num_threads=2)
 GRAPH = "fp32/separation.onnx"
 
@@ -454,23 +449,23 @@ def test_a_bundle_removed_while_running_keeps_what_is_open(bundle: Path, tmp_pat
         graphs.session("text-matching")
 
 
-def test_a_bundle_replaced_while_running_is_not_mixed_with_the_old_one(bundle: Path, tmp_path: Path) -> None:
-    graphs = graphs_of(bundle, tmp_path / "cache")
+def check_not_mixed(bundle: Path, cache: Path) -> None:
+    graphs = graphs_of(bundle, cache)
     graphs.open(["separation"])
     (bundle / MANIFEST_FILE).write_bytes((bundle / MANIFEST_FILE).read_bytes() + b"\n")
     with pytest.raises(ModelUnavailable, match="replaced while the service ran: restart the service"):
         graphs.session("text-matching")
+
+
+def test_a_bundle_replaced_while_running_is_not_mixed_with_the_old_one(bundle: Path, tmp_path: Path) -> None:
+    check_not_mixed(bundle, tmp_path / "cache")
 
 
 def test_a_small_bundle_replaced_while_running_is_not_mixed_either(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    graphs = graphs_of(bundle, tmp_path / "cache")
-    graphs.open(["separation"])
-    (bundle / MANIFEST_FILE).write_bytes((bundle / MANIFEST_FILE).read_bytes() + b"\n")
-    with pytest.raises(ModelUnavailable, match="replaced while the service ran: restart the service"):
-        graphs.session("text-matching")
+    check_not_mixed(bundle, tmp_path / "cache")
 
 
 def test_a_copy_that_vanished_does_not_lead_to_the_graph_of_another_bundle(
