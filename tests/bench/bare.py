@@ -6,8 +6,10 @@ nothing: texts, groups and padding are the service's by construction. Knows no H
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -64,6 +66,13 @@ def open_as_served(service: Service) -> EmbeddingModel:
     return open_model(graphs, Scheduler(service.settings.max_batch_tokens))
 
 
+def open_narrow(service: Service) -> Session:
+    """Open the same graph for one thread, so that several runs can go at once."""
+    settings = SessionSettings(1)
+    graphs = Graphs(service.bundle, contract.load(service.bundle), service.precision, settings)
+    return graphs.session(None)
+
+
 def record(model: EmbeddingModel, texts: Sequence[str]) -> Request:
     """Return what the model would run for a request with these texts."""
     recorder = Recorder(model.graphs)
@@ -78,4 +87,24 @@ def time_runs(session: Session, requests: Sequence[Request]) -> float:
     for request in requests:
         for inputs, outputs in request.runs:
             session.run(inputs, outputs)
+    return time.perf_counter() - begin
+
+
+def time_runs_at_once(narrow: Session, requests: Sequence[Request], num_at_once: int) -> float:
+    """Return the seconds of the same runs, some at once, each thread taking the next one when it is free."""
+    runs = iter([run for request in requests for run in request.runs])
+    guard = threading.Lock()
+
+    def take() -> Run | None:
+        with guard:
+            return next(runs, None)
+
+    def work() -> None:
+        while (run := take()) is not None:
+            narrow.run(*run)
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(num_at_once) as threads:
+        for worker in [threads.submit(work) for _ in range(num_at_once)]:
+            worker.result()
     return time.perf_counter() - begin

@@ -50,7 +50,7 @@ class Sent:
 
 def closed(port: int, streams: Sequence[Iterator[Request]], seconds: float) -> Sent:
     """Let every stream send for some seconds. Raises BenchError when an answer is not 200."""
-    with Wire(port, len(streams)) as wire:
+    with Wire(port) as wire:
         exchanges: list[Exchange] = []
         cpu, begin = time.process_time(), time.perf_counter()
         for number, stream in enumerate(streams):
@@ -65,12 +65,13 @@ def closed(port: int, streams: Sequence[Iterator[Request]], seconds: float) -> S
         return Sent(exchanges, begin, seconds, time.process_time() - cpu)
 
 
-def opened(
-    port: int, requests: Iterator[Request], per_second: float, seconds: float, num_connections: int
-) -> Sent:
-    """Send requests at random times (Poisson) for some seconds; wait for the last answer."""
+def opened(port: int, requests: Iterator[Request], per_second: float, seconds: float) -> Sent:
+    """Send requests at random times (Poisson) for some seconds; wait for the last answer.
+
+    A connection is opened when none is idle: one that has sent nothing yet may hold a thread of the server.
+    """
     offsets = _poisson(per_second, seconds)
-    with Wire(port, num_connections) as wire:
+    with Wire(port) as wire:
         exchanges: list[Exchange] = []
         cpu, begin = time.process_time(), time.perf_counter()
         for offset in offsets:

@@ -29,7 +29,6 @@ QUEUE_SECONDS = 2.0  # of work that may wait
 CAPACITY_SECONDS = 6.0
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
 SETTLING_SHARE = 0.25  # of a level, not counted: the queue fills up first
-NUM_CONNECTIONS = 600  # open before the clock starts
 MAX_LOSS, MAX_REFUSAL_MILLISECONDS = 0.1, 50.0
 PERCENTILES = (50, 99)
 HEADER = ("offered", "requests/s", "accepted/s", "429/s", "others/s", "accepted tokens/s", "accepted p50 ms")
@@ -121,7 +120,8 @@ def verdicts(found: Mapping[Precision, Figures]) -> list[str]:
         over = [level for level in figures.levels if level.factor > 1]
         share = min(level.tokens_per_second for level in over) / figures.peak
         slowest = max(level.accepted[-1] for level in over)
-        refusal = float(np.nanmax([level.refused[-1] for level in over] or [np.nan]))
+        waits = [level.refused[-1] for level in over if level.refused_per_second]
+        refusal = max(waits, default=float("nan"))  # which meets no limit
         others = max(level.others_per_second for level in figures.levels)
         told = (
             (f"accepted tokens/s within {MAX_LOSS:.0%} of the peak", f"{share:.3f}", share >= 1 - MAX_LOSS),
@@ -154,9 +154,7 @@ def _offer(
 ) -> Level:
     sent, used = cores.used_while(
         [service.pid],
-        lambda: loops.opened(
-            service.settings.port, itertools.cycle(requests), per_second, seconds, NUM_CONNECTIONS
-        ),
+        lambda: loops.opened(service.settings.port, itertools.cycle(requests), per_second, seconds),
     )
     skipped = seconds * SETTLING_SHARE
     counted = [exchange for exchange in sent.exchanges if exchange.due >= sent.begin + skipped]

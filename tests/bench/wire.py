@@ -61,13 +61,13 @@ def message(route: str, body: bytes) -> bytes:
 class Wire:
     """Connections to one port; each has one request on its way at most."""
 
-    def __init__(self, port: int, num_connections: int = 0) -> None:
-        """Open some connections; more are opened when they are needed."""
+    def __init__(self, port: int) -> None:
+        """Open none: each is opened when none is idle."""
         self._port = port
         self._epoll = select.epoll()
         self._open: dict[int, _Connection] = {}
         self._buffer = bytearray(RECEIVE_BYTES)
-        self._idle = [self._connect() for _ in range(num_connections)]
+        self._idle: list[_Connection] = []
 
     def __enter__(self) -> Wire:
         """Return itself."""
