@@ -15,7 +15,7 @@ FORBIDDEN_IN_SERVICE = {"torch", "transformers", "onnx", "optimum", "convert", "
 # Each module may import modules of earlier rows; of its own row only where the row says so by being a chain.
 SERVICE_LAYERS: list[set[str]] = [
     {"errors"},
-    {"figures", "files", "limits", "vision", "addresses", "wire"},
+    {"figures", "files", "limits", "vision", "addresses", "wire", "connections"},
     {"manifest", "host", "images", "windows", "fetching", "copy_records", "compacting"},
     {"devices"},
     {"config", "placement", "providers"},
