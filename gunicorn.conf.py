@@ -62,12 +62,14 @@ def post_fork(server: Any, worker: Any) -> None:
     os.environ[_placement.VARIABLE] = server.plan.places[worker.place].encode()
 
 
+SPARE_THREADS = 16  # for refusals and health, when as many requests as may wait do
+
 bind = (
     f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 )
 worker_class = "gthread"
 workers = _plan.num_workers
-threads = _settings.threads
+threads = _settings.threads + SPARE_THREADS
 preload_app = False  # ONNX Runtime's threads would not survive the fork
 timeout = 300  # seconds without a heartbeat; the heartbeat is a thread of its own, not a request
 graceful_timeout = 60  # seconds that requests in flight have to finish after SIGTERM

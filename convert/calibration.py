@@ -74,6 +74,7 @@ class Recording:
     session: Session
     values: Sequence[str]
     may_pad: bool = False  # a padded row would be seen too
+    has_narrow: bool = False
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _num_tokens: int = 0
     _num_rows: int = 0

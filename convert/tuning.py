@@ -50,6 +50,7 @@ class Switched:
     session: Session
     switches: mixture.Switches
     may_pad: bool = False  # as of every graph that rounds
+    has_narrow: bool = False
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[mixture.Floats]:
         """Compute the named outputs."""

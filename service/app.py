@@ -10,18 +10,23 @@ import falcon
 import orjson
 from falcon import App, HTTPError, Request, Response
 
-from service import addresses, logs, schema
+from service import addresses, lanes, logs, schema
 from service.addresses import FetchRules
+from service.admission import Admission, Limits
 from service.config import Settings
+from service.door import Door
 from service.errors import (
     BodyTooLarge,
+    ClientGone,
     InvalidRequest,
     LateChunkingUnsupported,
     ModelNotFound,
     ModelOutputInvalid,
     ModelUnavailable,
+    Overloaded,
     RequestError,
     UnsupportedMedia,
+    WaitedTooLong,
 )
 from service.media import ImageReader
 from service.middleware import RequestLog
@@ -38,14 +43,19 @@ STATUSES: dict[type[RequestError], int] = {
     UnsupportedMedia: 415,
     ModelUnavailable: 503,
     ModelOutputInvalid: 500,
+    Overloaded: 429,
+    WaitedTooLong: 504,
+    ClientGone: 499,  # what proxies log; nobody reads it
 }
+BODIES_AT_ONCE = 8  # bodies of the largest size that a worker holds at once
 FALCON_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 def create_app(settings: Settings, placement: Placement) -> App:  # type: ignore[type-arg]
     """Make the application; its models begin to load at once. Raises ConfigError when there are none."""
-    registry = Registry(settings, Scheduler(settings.max_batch_tokens), placement)
+    scheduler = Scheduler(settings.max_batch_tokens, lanes.count(settings.intra_op_threads))
+    registry = Registry(settings, scheduler, placement)
     app = make_app(settings, registry)
     registry.start_loading()
     return app
@@ -57,11 +67,12 @@ def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[typ
     app.req_options.strip_url_path_trailing_slash = True
     json_handler = falcon.media.JSONHandler(dumps=_dumps, loads=orjson.loads)
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = json_handler
-    health = Health(registry)
+    door = Door(_admission(settings), settings.max_body_bytes)
+    health = Health(registry, door.admission)
     app.add_route("/", Root(registry, _version()))
-    embeddings = Embeddings(registry, _image_reader(settings), settings.max_body_bytes, settings.max_inputs)
+    embeddings = Embeddings(registry, _image_reader(settings), door, settings.max_inputs)
     app.add_route("/v1/embeddings", embeddings)
-    app.add_route("/v1/rerank", Rerank(registry, settings.max_body_bytes, settings.max_inputs))
+    app.add_route("/v1/rerank", Rerank(registry, door, settings.max_inputs))
     app.add_route("/v1/models", Models(registry))
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
@@ -70,6 +81,16 @@ def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[typ
     app.add_error_handler(Exception, _answer_unexpected)
     app.set_error_serializer(_answer_falcon_error)
     return app
+
+
+def _admission(settings: Settings) -> Admission:
+    limits = Limits(
+        max_tokens=settings.max_queue_tokens,
+        max_requests=settings.threads,
+        max_body_bytes=settings.max_body_bytes * BODIES_AT_ONCE,
+        wait_seconds=settings.request_timeout,
+    )
+    return Admission(limits)
 
 
 def _image_reader(settings: Settings) -> ImageReader:
@@ -103,6 +124,8 @@ def _answer_request_error(req: Request, resp: Response, error: RequestError, par
         resp.media = schema.late_chunking_refusal(resp.media)
     if isinstance(error, ModelUnavailable) and error.code == "model_loading":
         resp.set_header("Retry-After", RETRY_SECONDS)
+    if isinstance(error, Overloaded):
+        resp.set_header("Retry-After", str(error.retry_seconds))
     req.context.fields["code"] = error.code
 
 

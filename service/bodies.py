@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from falcon import HTTPBadRequest, Request
 
+from service.connections import SERVER_SOCKET
 from service.errors import BodyTooLarge, UnsupportedMedia
 
 JSON_TYPES = ("application/json", "text/json")
 STALL_SECONDS = 30.0  # how long a client may send nothing in the middle of a body
 DISCARD_SECONDS = 5.0  # how long a body that nobody wants is read away
 DISCARD_BLOCK = 1 << 16
-SERVER_SOCKET = "gunicorn.socket"
 
 
 def read(req: Request, max_bytes: int) -> bytes:

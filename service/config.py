@@ -17,9 +17,7 @@ AUTO = "auto"
 MEBIBYTE = 1 << 20
 Choice = TypeVar("Choice", bound=StrEnum)
 # Of the architecture, but not built yet: set, they stop the start, so that nobody relies on them.
-UNSUPPORTED = (
-    "API_KEYS", "CORS_ORIGINS", "MAX_QUEUE_TOKENS", "RATE_LIMIT", "REQUEST_TIMEOUT",
-)  # fmt: skip
+UNSUPPORTED = ("API_KEYS", "CORS_ORIGINS", "RATE_LIMIT")
 
 
 class LogLevel(StrEnum):
@@ -50,10 +48,12 @@ class Settings:
     precision: Precision | None = None  # None: chosen per model
     intra_op_threads: int = 1  # threads of one session
     workers: int | None = None  # gunicorn processes; None: one for each GPU, else one
-    threads: int = 32  # requests a worker holds at once
+    threads: int = 256  # requests a worker holds at once
     max_body_bytes: int = 32 * MEBIBYTE
     max_inputs: int = 2048  # inputs of one request
-    max_batch_tokens: int = 1024  # rows x tokens of one run, padding included; measured: more is not faster
+    max_batch_tokens: int = 1024  # rows x tokens at once, padding included; measured: more is not faster
+    max_queue_tokens: int = 262_144  # of requests that wait, by estimate: 2,048 chunks of 128 tokens
+    request_timeout: float = 120.0  # seconds that a request may wait for its first run
     image_allow_hosts: tuple[str, ...] = ()  # names, addresses and networks that image URLs may lead into
     image_max_bytes: int = 8 * MEBIBYTE  # of one file
     image_max_pixels: int = 64_000_000  # of one image before its resize
@@ -95,6 +95,19 @@ def _integer(lowest: int, highest: int) -> Callable[[str, str], int]:
         if not lowest <= number <= highest:
             raise ConfigError(f"{name} is {number}, must be from {lowest} to {highest}")
         return number
+
+    return parse
+
+
+def _seconds(highest: int) -> Callable[[str, str], float]:
+    def parse(name: str, value: str) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            raise ConfigError(f"{name} is {value!r}, must be a number of seconds") from None
+        if not 0 < seconds <= highest:
+            raise ConfigError(f"{name} is {value}, must be above 0 and at most {highest} seconds")
+        return seconds
 
     return parse
 
@@ -173,6 +186,8 @@ VARIABLES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "MAX_BODY_BYTES": ("max_body_bytes", _integer(1, 1 << 40)),
     "MAX_INPUTS": ("max_inputs", _integer(1, 1 << 20)),
     "MAX_BATCH_TOKENS": ("max_batch_tokens", _integer(1, 1 << 24)),
+    "MAX_QUEUE_TOKENS": ("max_queue_tokens", _integer(1, 1 << 40)),
+    "REQUEST_TIMEOUT": ("request_timeout", _seconds(86_400)),
     "IMAGE_ALLOW_HOSTS": ("image_allow_hosts", _hosts),
     "IMAGE_MAX_BYTES": ("image_max_bytes", _integer(1, 1 << 30)),
     "IMAGE_MAX_PIXELS": ("image_max_pixels", _integer(1, 1 << 30)),

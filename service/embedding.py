@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from service import image_embedding, inference, late_chunking, options, pooling, tokenization
+from service import estimates, image_embedding, inference, late_chunking, options, pooling, tokenization
 from service.errors import InvalidRequest
 from service.graphs import WARM_UP_TEXTS, Graphs
 from service.image_embedding import ImageTower, Pixels
 from service.late_chunking import Document
 from service.manifest import TOKENIZER_FILE, Manifest, Output, Task
+from service.media import Input
 from service.multimodal import ImagePrompt
 from service.options import EmbedOptions
 from service.pooling import SpanMeans, SparseVector
-from service.scheduler import Scheduler
+from service.scheduler import Runs
+from service.tickets import Ticket
 from service.tokenization import Tokenizer
 
 # Vectors of one answer beyond one for each input; a vector of 1024 numbers takes some 13 kB as JSON.
@@ -51,7 +53,7 @@ class EmbeddingModel:
     manifest: Manifest
     tokenizer: Tokenizer
     graphs: Graphs
-    scheduler: Scheduler
+    scheduler: Runs
     unweighted_ids: frozenset[int]  # never part of a sparse vector
     tower: ImageTower | None = None  # of a model that takes images
 
@@ -61,11 +63,26 @@ class EmbeddingModel:
         options.dimensions_of(self.manifest, asked)
         options.task_of(self.manifest, asked)
 
+    def shared(self, ticket: Ticket) -> EmbeddingModel:
+        """Return the model as it works for one request."""
+        scheduler = self.scheduler.share(ticket)
+        tower = replace(self.tower, scheduler=scheduler) if self.tower else None
+        return replace(self, scheduler=scheduler, tower=tower)
+
+    def estimate(self, inputs: Sequence[Input], asked: EmbedOptions) -> int:
+        """Estimate the tokens that inputs will have, before anything is done with them."""
+        limit = None if asked.late_chunking else self.manifest.max_tokens
+        num_image_tokens = self.tower.max_tokens if self.tower else 0
+        return sum(
+            estimates.num_tokens(item, limit) if isinstance(item, str) else num_image_tokens
+            for item in inputs
+        )
+
     def embed(self, inputs: Sequence[str | Pixels], asked: EmbedOptions) -> Embeddings:
         """Embed texts and, where the model takes them, images (height, width, 3); at least one.
 
         Raises InvalidRequest for what this model cannot do, ModelUnavailable when a task's graph is broken,
-        ModelOutputInvalid for NaN and infinity.
+        ModelOutputInvalid for NaN and infinity, WaitedTooLong and ClientGone where its ticket says so.
         """
         self.check(asked)
         texts = {index: item for index, item in enumerate(inputs) if isinstance(item, str)}
@@ -203,7 +220,7 @@ class EmbeddingModel:
         ]
 
 
-def open_model(graphs: Graphs, scheduler: Scheduler) -> EmbeddingModel:
+def open_model(graphs: Graphs, scheduler: Runs) -> EmbeddingModel:
     """Open a bundle's tokenizer around its graphs. Raises BundleError when it is broken."""
     tokenizer = tokenization.load(graphs.folder / TOKENIZER_FILE)
     unweighted = tokenizer.ids_of(graphs.manifest.unweighted_tokens)

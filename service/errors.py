@@ -14,6 +14,9 @@ ProjectError
     ├── BodyTooLarge       the body exceeds MAX_BODY_BYTES
     ├── UnsupportedMedia   the content type is not JSON
     ├── ModelUnavailable   the model is still loading, or failed to load
+    ├── Overloaded         too much waits already; has retry_seconds
+    ├── WaitedTooLong      nothing of it was computed within REQUEST_TIMEOUT
+    ├── ClientGone         nobody waits for the answer any more
     └── ModelOutputInvalid the graph answered with a value that is not finite, or not what it promises
 """
 
@@ -121,3 +124,29 @@ class ModelOutputInvalid(RequestError):
         code: str = "model_output_not_finite",
     ) -> None:
         super().__init__(f"Model {model} computed {reason}; the answer was withheld.", code=code)
+
+
+class Overloaded(RequestError):
+    """The worker holds as much as it may; the caller should come again after `retry_seconds`."""
+
+    def __init__(self, reason: str, retry_seconds: int) -> None:
+        message = f"Overloaded: {reason}. Try again in {retry_seconds} s, as Retry-After says."
+        super().__init__(message, code="overloaded")
+        self.retry_seconds = retry_seconds
+
+
+class WaitedTooLong(RequestError):
+    """A request has waited for its turn until its time was over, and was not computed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request waited longer than REQUEST_TIMEOUT allows and was not computed. Try again later.",
+            code="request_timeout",
+        )
+
+
+class ClientGone(RequestError):
+    """The client closed its connection before it had an answer; what was not computed yet will not be."""
+
+    def __init__(self) -> None:
+        super().__init__("The client has closed the connection.", code="client_gone")

@@ -12,7 +12,7 @@ from service import images, multimodal
 from service.errors import ModelOutputInvalid
 from service.graphs import Graphs
 from service.multimodal import ImagePrompt, ImageTemplate
-from service.scheduler import Scheduler
+from service.scheduler import Runs
 from service.tokenization import Tokenizer
 from service.vision import IMAGE_VECTORS, Vision
 from service.windows import Patches, tower_inputs
@@ -32,12 +32,18 @@ class ImageTower:
     vision: Vision
     template: ImageTemplate
     graphs: Graphs
-    scheduler: Scheduler
+    scheduler: Runs
 
     def num_tokens(self, pixels: Pixels) -> int:
         """Return the tokens of an image and of the prompt that it stands in."""
         down, across = images.grid(pixels, self.vision)
         return down * across // self.vision.merge_size**2 + self.template.num_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        """Return the tokens of the largest image with the prompt that it stands in."""
+        cell_pixels = (self.vision.patch_size * self.vision.merge_size) ** 2
+        return self.vision.max_pixels // cell_pixels + self.template.num_tokens
 
     def prompts(self, pictures: Mapping[int, Pixels]) -> Iterator[dict[int, ImagePrompt]]:
         """Turn images (height, width, 3) into prompts, a group of them at a time, under the keys given.
@@ -67,7 +73,7 @@ class ImageTower:
         return down, across
 
 
-def open_tower(graphs: Graphs, tokenizer: Tokenizer, scheduler: Scheduler) -> ImageTower | None:
+def open_tower(graphs: Graphs, tokenizer: Tokenizer, scheduler: Runs) -> ImageTower | None:
     """Prepare the tower of a model that takes images; None for others. Raises BundleError."""
     vision = graphs.manifest.vision
     if vision is None:

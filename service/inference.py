@@ -14,7 +14,7 @@ from service.errors import InvalidRequest, ModelOutputInvalid
 from service.graphs import Graphs
 from service.manifest import Kind, Manifest, Output
 from service.multimodal import ImagePrompt, TextOrImage
-from service.scheduler import Scheduler
+from service.scheduler import Runs
 from service.session import Array, pad
 
 # Outputs with a token axis.
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float32]
 
 def run(
     graphs: Graphs,
-    scheduler: Scheduler,
+    scheduler: Runs,
     task: str | None,
     sequences: Sequence[TextOrImage],
     outputs: Sequence[Output],
@@ -33,7 +33,7 @@ def run(
     """Compute outputs for every sequence, those with a token axis cut to the sequence's own tokens.
 
     Raises InvalidRequest for a token that the model has no row for, ModelUnavailable when the task's graph is
-    broken, ModelOutputInvalid for NaN and infinity.
+    broken, ModelOutputInvalid for NaN and infinity, WaitedTooLong and ClientGone as the scheduler.
     """
     check_ids(graphs.manifest, dict(enumerate(sequences)))
     stack = stacker(graphs.manifest)

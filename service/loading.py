@@ -13,12 +13,12 @@ from service.errors import BundleError
 from service.graphs import Graphs
 from service.manifest import Kind
 from service.reranking import Reranker
-from service.scheduler import Scheduler
+from service.scheduler import Runs
 from service.selection import Choice
 
 Model = EmbeddingModel | Reranker
 
-OPENERS: dict[Kind, Callable[[Graphs, Scheduler], Model]] = {
+OPENERS: dict[Kind, Callable[[Graphs, Runs], Model]] = {
     Kind.EMBEDDING: embedding.open_model,
     Kind.RERANKER: reranking.open_model,
 }
@@ -32,7 +32,7 @@ class Loaded:
     choice: Choice
 
 
-def open_warm(graphs: Graphs, tasks: Sequence[str | None], scheduler: Scheduler) -> Model:
+def open_warm(graphs: Graphs, tasks: Sequence[str | None], scheduler: Runs) -> Model:
     """Open the graphs of tasks and run them once. Raises ModelOutputInvalid for what is not finite."""
     graphs.open(tasks)
     model = OPENERS[graphs.manifest.kind](graphs, scheduler)

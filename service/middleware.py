@@ -13,7 +13,8 @@ from service import bodies, logs
 
 REQUEST_ID = "X-Request-ID"
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-SERVER_ERROR, UNAVAILABLE = 500, 503
+SERVER_ERROR = 500
+EXPECTED = (503, 504)  # errors of the server that its load explains
 
 
 class RequestLog:
@@ -32,7 +33,7 @@ class RequestLog:
         bodies.discard(req)
         status = int(resp.status_code)
         logs.write(
-            logging.ERROR if status >= SERVER_ERROR and status != UNAVAILABLE else logging.INFO,
+            logging.ERROR if status >= SERVER_ERROR and status not in EXPECTED else logging.INFO,
             "request",
             request_id=req.context.request_id,
             method=req.method,

@@ -22,6 +22,11 @@ class EmbedOptions:
     return_colbert: bool = False
     without_adapter: bool = False  # the base weights, where they were baked: for comparisons, not over HTTP
 
+    @property
+    def is_per_token(self) -> bool:
+        """Tell whether the answer has a vector for every token."""
+        return self.return_multivector or self.return_colbert
+
 
 QUERY, PASSAGE = "query", "passage"
 SIDES = (QUERY, PASSAGE)  # of a task whose texts have different prompts

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 
-from service import footprint, host, loading, logs, providers, status
+from service import footprint, host, lanes, loading, logs, providers, status
 from service.bundles import Bundle, find_bundles
 from service.config import Settings
 from service.copies import Copies, digest_of
@@ -158,7 +158,10 @@ class Registry:
 
         def open_choice(choice: Choice) -> Model:
             settings = SessionSettings(
-                self._settings.intra_op_threads, device=choice.device, gpu_bytes=place.gpu_bytes
+                self._settings.intra_op_threads,
+                num_lanes=lanes.count(self._settings.intra_op_threads),
+                device=choice.device,
+                gpu_bytes=place.gpu_bytes,
             )
             graphs = Graphs(bundle.folder, manifest, choice.precision, settings, copies)
             model = loading.open_warm(graphs, tasks, self._scheduler)

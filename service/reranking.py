@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from service import listwise, pairs, tokenization, yes_no
+from service import estimates, listwise, pairs, tokenization, yes_no
 from service.errors import BundleError, InvalidRequest
 from service.graphs import WARM_UP_TEXTS, Graphs
 from service.manifest import TOKENIZER_FILE, Manifest, Scoring
 from service.pooling import unit
-from service.scheduler import Scheduler
+from service.scheduler import Runs
 from service.scoring import Floats, Parts, RankOptions, Scored
+from service.tickets import Ticket
 from service.tokenization import Tokenizer
 
 Score = Callable[[Parts, str, Sequence[str], RankOptions], Scored]
@@ -69,11 +70,21 @@ class Reranker:
         """Return the model's graphs."""
         return self.parts.graphs
 
+    def shared(self, ticket: Ticket) -> Reranker:
+        """Return the model as it works for one request."""
+        return replace(self, parts=replace(self.parts, scheduler=self.parts.scheduler.share(ticket)))
+
+    def estimate(self, query: str, documents: Sequence[str]) -> int:
+        """Estimate the tokens of the query with each document, before anything is done with them."""
+        limit = self.manifest.max_tokens
+        num_query_tokens = estimates.num_tokens(query, limit)
+        return sum(min(limit, num_query_tokens + estimates.num_tokens(text, limit)) for text in documents)
+
     def rank(self, query: str, documents: Sequence[str], options: RankOptions | None = None) -> Ranking:
         """Score documents, at least one, and return the best `top_n`, all without it.
 
         Raises InvalidRequest for what this model cannot do, ModelUnavailable when the graph is broken,
-        ModelOutputInvalid for NaN and infinity.
+        ModelOutputInvalid for NaN and infinity, WaitedTooLong and ClientGone where its ticket says so.
         """
         options = options or RankOptions()
         self._check(options)
@@ -109,7 +120,7 @@ class Reranker:
                 )
 
 
-def open_model(graphs: Graphs, scheduler: Scheduler) -> Reranker:
+def open_model(graphs: Graphs, scheduler: Runs) -> Reranker:
     """Open a bundle's tokenizer around its graph. Raises BundleError when it is broken."""
     manifest = graphs.manifest
     if manifest.scoring is None or (manifest.scoring == Scoring.LISTWISE and manifest.listwise is None):

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from falcon import HTTP_503, Request, Response
 
-from service import bodies, encoding, schema, status
+from service import schema, status
+from service.admission import Admission
+from service.door import Door
 from service.media import ImageReader
 from service.registry import Registry, State
 
@@ -19,22 +21,21 @@ class Embeddings:
 
     registry: Registry
     images: ImageReader
-    max_body_bytes: int
+    door: Door
     max_inputs: int
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Embed the inputs."""
-        asked = schema.parse_embeddings(bodies.read(req, self.max_body_bytes), self.max_inputs)
-        model = self.registry.embedding(asked.model)
-        req.context.fields = {"model": model.manifest.name, "inputs": len(asked.inputs)}
-        model.check(asked.options)  # before anything is fetched
-        items = self.images.read(asked.inputs, model.manifest, asked.options)
-        computed = model.embed(items, asked.options)
-        req.context.fields["tokens"] = computed.num_tokens
-        encoded = [encoding.encode(rows, asked.embedding_type) for rows in computed.multivectors or ()] or (
-            encoding.encode(computed.vectors, asked.embedding_type)
-        )
-        resp.media = schema.embeddings_response(model.manifest.name, encoded, computed)
+        with self.door.enter(req) as (ticket, body):
+            asked = schema.parse_embeddings(body, self.max_inputs)
+            model = self.registry.embedding(asked.model)
+            req.context.fields = {"model": model.manifest.name, "inputs": len(asked.inputs)}
+            model.check(asked.options)  # before anything is fetched
+            self.door.admit(ticket, model.estimate(asked.inputs, asked.options), asked.options.is_per_token)
+            items = self.images.read(asked.inputs, model.manifest, asked.options)
+            computed = model.shared(ticket).embed(items, asked.options)
+            req.context.fields["tokens"] = computed.num_tokens
+            resp.media = schema.embeddings_response(model.manifest.name, asked.embedding_type, computed)
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,19 @@ class Rerank:
     """POST /v1/rerank."""
 
     registry: Registry
-    max_body_bytes: int
+    door: Door
     max_inputs: int
 
     def on_post(self, req: Request, resp: Response) -> None:
         """Rank the documents."""
-        asked = schema.parse_rerank(bodies.read(req, self.max_body_bytes), self.max_inputs)
-        model = self.registry.reranker(asked.model)
-        req.context.fields = {"model": model.manifest.name, "documents": len(asked.documents)}
-        ranking = model.rank(asked.query, asked.documents, asked.options)
-        req.context.fields["tokens"] = ranking.num_tokens
-        resp.media = schema.rerank_response(model.manifest.name, asked, ranking)
+        with self.door.enter(req) as (ticket, body):
+            asked = schema.parse_rerank(body, self.max_inputs)
+            model = self.registry.reranker(asked.model)
+            req.context.fields = {"model": model.manifest.name, "documents": len(asked.documents)}
+            self.door.admit(ticket, model.estimate(asked.query, asked.documents))
+            ranking = model.shared(ticket).rank(asked.query, asked.documents, asked.options)
+            req.context.fields["tokens"] = ranking.num_tokens
+            resp.media = schema.rerank_response(model.manifest.name, asked, ranking)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Health:
     """GET /healthz, /readyz, /livez."""
 
     registry: Registry
+    admission: Admission
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer 200 when every model is ready; with `verbose`, say what runs where."""
@@ -82,6 +86,7 @@ class Health:
         resp.media = {**HEALTH_BODIES[state], **failed}
         if req.get_param_as_bool("verbose", default=False):
             resp.media |= status.of_worker(self.registry.placement, self.registry.loaded())
+            resp.media["queue"] = self.admission.status()
         if state != State.READY:
             resp.status = HTTP_503
         if state == State.LOADING:

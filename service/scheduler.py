@@ -1,60 +1,233 @@
-"""Runs the work of requests on sessions. Knows lengths and sessions, nothing of models or HTTP.
+"""Runs the work of requests on sessions: what runs when, and beside what. Knows lengths, no model, no HTTP.
 
-One request at a time runs on a session; the others wait for its lock. Requests on different sessions are not
-kept apart.
+All requests meet in one queue. Whenever a lane is free it takes the work of the request whose turn it is,
+and from other requests what may share the run. Turns are those of fair queueing: every request that waits
+gets the same number of tokens computed, so that a short one is done soon, whatever a long one has asked for.
+Source: Demers, Keshav, Shenker, "Analysis and simulation of a fair queueing algorithm" (virtual time).
+
+On the CPU several narrow runs on few threads go beside each other: together they compute more than one run on
+all threads after the other (short texts up to twice as much). What is alone takes all threads.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
-import weakref
-from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from service.batching import plan
+from service.batching import group
+from service.errors import WaitedTooLong
+from service.jobs import Floats, Job, Row, Stack, Work
+from service.lanes import Lane, Lanes, Start
 from service.session import Array, Session
-
-Floats = npt.NDArray[np.float32]
-Item = TypeVar("Item", bound=Sized)
-Stack = Callable[[Sequence[Item]], Mapping[str, Array]]
+from service.tickets import FOR_EVER, Ticket
 
 
-class Scheduler:
-    """Decides what runs when."""
-
-    def __init__(self, max_batch_tokens: int) -> None:
-        """Limit a run to `max_batch_tokens` rows x tokens, padding included."""
-        self._max_batch_tokens = max_batch_tokens
-        self._locks: weakref.WeakKeyDictionary[Session, threading.Lock] = weakref.WeakKeyDictionary()
-        self._locks_guard = threading.Lock()
+class Runs(Protocol):
+    """Computes: the scheduler itself, or one request's share of it."""
 
     def submit(
-        self, session: Session, sequences: Sequence[Item], outputs: Sequence[str], stack: Stack[Item]
-    ) -> list[tuple[Floats, ...]]:
-        """Compute outputs for every sequence; return its rows of them in the order given.
-
-        `stack` makes one run's inputs of some of the sequences. The row of an output that has a token axis is
-        as long as the longest sequence of its run.
-        """
-        rows: list[tuple[Floats, ...]] = [()] * len(sequences)
-        lengths = [len(ids) for ids in sequences]
-        groups = plan(lengths, self._max_batch_tokens, may_pad=session.may_pad)
-        with self._lock_of(session):
-            for group in groups:
-                computed = session.run(stack([sequences[index] for index in group]), outputs)
-                for index, *row in zip(group, *computed, strict=True):
-                    rows[index] = tuple(row)
-        return rows
+        self, session: Session, sequences: Sequence[Any], outputs: Sequence[str], stack: Stack
+    ) -> list[Row]:
+        """Compute outputs for every sequence; return its rows of them in the order given."""
 
     def run(self, session: Session, inputs: Mapping[str, Array], output: str) -> Floats:
         """Compute one output of inputs that are already a run."""
-        with self._lock_of(session):
-            (computed,) = session.run(inputs, [output])
-        return computed
 
-    def _lock_of(self, session: Session) -> threading.Lock:
-        with self._locks_guard:
-            return self._locks.setdefault(session, threading.Lock())
+    def share(self, ticket: Ticket) -> Runs:
+        """Return what a request computes with."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run computes: jobs with the indices of their sequences."""
+
+    parts: list[tuple[Job, list[int]]]
+    lane: Lane
+
+
+class Scheduler:
+    """The queue of one device and the lanes that work it off."""
+
+    def __init__(self, max_batch_tokens: int, num_lanes: int = 1) -> None:
+        """Compute `max_batch_tokens` rows x tokens at once, padding included, in `num_lanes` runs at most.
+
+        A text that has more runs all the same, one of them at a time.
+        """
+        self._lanes = Lanes(max_batch_tokens, num_lanes)
+        self._num_lanes, self._num_working = num_lanes, 0
+        self._jobs: list[Job] = []  # that have something waiting
+        self._virtual = 0.0  # the tokens that a request would have got that has always waited
+        self._guard = threading.Lock()
+        # NOTE: the interpreter waits for these threads at its end: a native call that is cut off aborts.
+        self._threads = ThreadPoolExecutor(num_lanes, "lane")
+
+    def submit(
+        self, session: Session, sequences: Sequence[Any], outputs: Sequence[str], stack: Stack
+    ) -> list[Row]:
+        """Compute for nobody in particular; see `Runs`."""
+        return self.share(Ticket()).submit(session, sequences, outputs, stack)
+
+    def run(self, session: Session, inputs: Mapping[str, Array], output: str) -> Floats:
+        """Compute for nobody in particular; see `Runs`."""
+        return self.share(Ticket()).run(session, inputs, output)
+
+    def share(self, ticket: Ticket) -> Share:
+        """Return what a request computes with."""
+        return Share(self, ticket)
+
+    def compute(self, work: Work, ticket: Ticket) -> list[Row]:
+        """Queue work and wait for it. Raises WaitedTooLong, ClientGone, and whatever a run raises."""
+        if not work.lengths:
+            return []
+        job = Job(work, ticket)
+        with self._guard:
+            ticket.virtual = max(ticket.virtual, self._virtual)
+            self._jobs.append(job)
+            self._wake_lane()
+        if not job.wait(ticket.seconds_left()):
+            self._drop(job)
+            job.wait(FOR_EVER)
+        if job.error:
+            raise job.error
+        return job.rows
+
+    def _drop(self, job: Job) -> None:
+        """End a job that has waited too long, unless it has begun just now."""
+        with self._guard:
+            if not job.ticket.has_begun:
+                self._end(job, WaitedTooLong())
+
+    def _end(self, job: Job, error: Exception) -> None:
+        if job in self._jobs:
+            self._jobs.remove(job)
+        job.finish(error)
+
+    def _wake_lane(self) -> None:
+        if self._jobs and self._num_working < self._num_lanes and self._lanes.is_open:
+            self._num_working += 1
+            self._threads.submit(self._work)
+
+    def _work(self) -> None:
+        """Run what is there until nothing is left that may begin."""
+        ended: Run | None = None
+        while found := self._next_after(ended):
+            self._run(found.parts, found.lane.is_narrow)
+            ended = found
+
+    def _next_after(self, ended: Run | None) -> Run | None:
+        """Free the lane of a run that has ended, take the next run; None: there is none, the lane rests."""
+        found: Run | None = None
+        with self._guard:
+            if ended:
+                self._lanes.end(ended.lane)
+            try:
+                found = self._next()
+            except Exception as error:  # noqa: BLE001  whoever waits must hear of it, or they would wait for ever
+                for job in list(self._jobs):
+                    self._end(job, error)
+            if found:
+                self._wake_lane()
+            else:
+                self._num_working -= 1
+        return found
+
+    def _next(self) -> Run | None:
+        """Take the next run off the queue."""
+        for job in sorted(self._jobs, key=self._due):
+            if refusal := job.refusal():
+                self._end(job, refusal)
+                continue
+            has_narrow = job.work.session.has_narrow
+            start = self._lanes.start(job.waiting.longest, has_narrow=has_narrow)
+            if start == Start.NOT_YET:
+                return None
+            if start == Start.NOW and (parts := self._take(job)):
+                lengths = [sharer.work.lengths[index] for sharer, indices in parts for index in indices]
+                num_tokens = len(lengths) * max(lengths)
+                is_last = not self._jobs
+                return Run(parts, self._lanes.begin(num_tokens, has_narrow=has_narrow, is_last=is_last))
+        return None
+
+    def _due(self, job: Job) -> float:
+        """Return the virtual time at which the job's next part would have been computed."""
+        waiting, budget = job.waiting, self._lanes.budget(has_narrow=job.work.session.has_narrow)
+        return job.ticket.virtual + max(waiting.longest, min(budget, waiting.longest * len(waiting)))
+
+    def _take(self, head: Job) -> list[tuple[Job, list[int]]]:
+        """Take a job's longest texts, and from others what may share their run."""
+        sharers = [head, *sorted(filter(head.may_share_with, self._jobs), key=self._due)]
+        session = head.work.session
+        room = self._lanes.room(has_narrow=session.has_narrow)
+        found = group([job.waiting for job in sharers], room, may_pad=session.may_pad)
+        num_requests = len(self._jobs)
+        parts = []
+        for number, indices in found:
+            job = sharers[number]
+            if refusal := job.refusal():
+                self._end(job, refusal)
+                continue
+            job.ticket.start()
+            num_tokens = sum(job.work.lengths[index] for index in indices)
+            job.ticket.virtual += num_tokens
+            self._virtual += num_tokens / num_requests
+            if not job.waiting:
+                self._jobs.remove(job)
+            parts.append((job, indices))
+        return parts
+
+    def _run(self, parts: Sequence[tuple[Job, list[int]]], is_narrow: bool) -> None:
+        """Compute the parts and hand out their rows; where that fails, each part alone."""
+        work = parts[0][0].work
+        sequences = [job.work.sequences[index] for job, indices in parts for index in indices]
+        try:
+            run = work.session.run_narrow if is_narrow else work.session.run
+            computed = run(work.stack(sequences), work.outputs)
+        except Exception as error:  # noqa: BLE001  it belongs to the request, whatever it is
+            if len(parts) > 1:
+                for part in parts:
+                    self._run([part], is_narrow)
+                return
+            with self._guard:
+                self._end(parts[0][0], error)
+            return
+        rows = iter([tuple(computed)] if work.is_run else zip(*computed, strict=True))
+        with self._guard:
+            for job, indices in parts:
+                job.put(indices, list(itertools.islice(rows, len(indices))))
+        for job, indices in parts:
+            job.ticket.on_progress(job.ticket, sum(job.work.lengths[index] for index in indices))
+
+
+@dataclass(frozen=True)
+class Share:
+    """One request's share of the scheduler."""
+
+    scheduler: Scheduler
+    ticket: Ticket
+
+    def share(self, ticket: Ticket) -> Share:
+        """Return what another request computes with."""
+        return self.scheduler.share(ticket)
+
+    def submit(
+        self, session: Session, sequences: Sequence[Any], outputs: Sequence[str], stack: Stack
+    ) -> list[Row]:
+        """Compute outputs for every sequence; return its rows of them in the order given.
+
+        `stack` makes one run's inputs of some of the sequences. The row of an output that has a token axis is
+        as long as the longest sequence of its run. Raises WaitedTooLong, ClientGone, what a run raises.
+        """
+        lengths = [len(sequence) for sequence in sequences]
+        return self.scheduler.compute(Work(session, sequences, tuple(outputs), stack, lengths), self.ticket)
+
+    def run(self, session: Session, inputs: Mapping[str, Array], output: str) -> Floats:
+        """Compute one output of inputs that are already a run. Raises as `submit`."""
+        num_tokens = len(next(iter(inputs.values())))
+        work = Work(session, [inputs], (output,), itemgetter(0), [num_tokens], is_run=True)
+        (((computed,)),) = self.scheduler.compute(work, self.ticket)
+        return computed

@@ -9,7 +9,7 @@ import msgspec
 
 from service import inputs, status
 from service.embedding import Embeddings
-from service.encoding import EmbeddingType, Encoded
+from service.encoding import EmbeddingType, Encoded, encode
 from service.errors import InvalidRequest
 from service.inputs import InputItem, TextItem
 from service.manifest import Kind, Manifest
@@ -129,10 +129,11 @@ def parse_rerank(body: bytes, max_inputs: int) -> RerankRequest:
     )
 
 
-def embeddings_response(
-    model: str, encoded: Sequence[Encoded | list[Encoded]], computed: Embeddings
-) -> dict[str, Any]:
+def embeddings_response(model: str, kind: EmbeddingType, computed: Embeddings) -> dict[str, Any]:
     """Make the body of the answer; the vectors of an input are one, or a list of many."""
+    encoded: Sequence[Encoded | list[Encoded]] = [
+        encode(rows, kind) for rows in computed.multivectors or ()
+    ] or encode(computed.vectors, kind)
     items: list[dict[str, Any]] = [
         {"object": "embedding", "index": index, "embedding": embedding}
         for index, embedding in enumerate(encoded)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from service import inference
 from service.graphs import Graphs
 from service.manifest import Manifest, Output
-from service.scheduler import Scheduler
+from service.scheduler import Runs
 from service.tokenization import Ids, Tokenizer
 
 Floats = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ class Parts:
     manifest: Manifest
     tokenizer: Tokenizer
     graphs: Graphs
-    scheduler: Scheduler
+    scheduler: Runs
 
 
 @dataclass(frozen=True)

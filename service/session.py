@@ -39,6 +39,7 @@ class SessionSettings:
 
     num_threads: int
     may_pad: bool = True  # whether texts of unequal length may share a run
+    num_lanes: int = 1  # narrow runs that may go beside each other, on equal parts of the threads
     device: Device = CPU
     gpu_bytes: int | None = None  # the most that the session's arena on a GPU may take; None: no limit
 
@@ -51,25 +52,46 @@ class Session:
 
         Raises BundleError when ONNX Runtime refuses it or its device (NotOnDevice).
         """
-        options, backend = _options(settings), providers.backend(settings.device, settings.gpu_bytes)
-        if is_prepacked:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            backend = replace(backend, disabled_optimizers=[])
-            # The library packs each weight once more, to compare: in memory that is given back at once.
-            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-            if _packs_at_once(path, settings.num_threads):
-                options.add_session_config_entry("session.prepack.enable_parallel", "1")
-        self._native = _open(path, options, backend)
+        self._native = _native(path, settings, is_prepacked=is_prepacked)
+        self._narrow: onnxruntime.InferenceSession | None = None
+        # Only a copy can be opened twice: it maps its weights, and the second session takes some 10 MB. The
+        # bundle's own graph would have all of them in memory twice.
+        if is_prepacked and settings.num_lanes > 1:
+            num_threads = max(1, settings.num_threads // settings.num_lanes)
+            self._narrow = _native(path, replace(settings, num_threads=num_threads), is_prepacked=True)
         _give_memory_back()
         if not providers.is_on(self._native, settings.device):
             raise NotOnDevice(f"{path} does not run on {settings.device}: ONNX Runtime took the CPU instead")
         self.may_pad = settings.may_pad
         self.output_names = tuple(value.name for value in self._native.get_outputs())
 
+    @property
+    def has_narrow(self) -> bool:
+        """Tell whether runs may go beside each other."""
+        return self._narrow is not None
+
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
-        """Compute the named outputs."""
+        """Compute the named outputs on all threads."""
         computed: list[Floats] = self._native.run(list(outputs), dict(inputs))
         return computed
+
+    def run_narrow(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
+        """Compute the named outputs on a lane's threads; others may run beside it."""
+        assert self._narrow, "the caller has asked has_narrow"
+        computed: list[Floats] = self._narrow.run(list(outputs), dict(inputs))
+        return computed
+
+
+def _native(path: Path, settings: SessionSettings, *, is_prepacked: bool) -> onnxruntime.InferenceSession:
+    options, backend = _options(settings), providers.backend(settings.device, settings.gpu_bytes)
+    if is_prepacked:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        backend = replace(backend, disabled_optimizers=[])
+        # The library packs each weight once more, to compare: in memory that is given back at once.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        if _packs_at_once(path, settings.num_threads):
+            options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    return _open(path, options, backend)
 
 
 def save_prepacked(path: Path, graph: Path, data_name: str, num_threads: int) -> None:

@@ -688,6 +688,7 @@ class ConstantSession:
     """A graph that answers one number everywhere."""
 
     may_pad = True
+    has_narrow = False
 
     number: float
 

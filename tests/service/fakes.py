@@ -20,6 +20,7 @@ class FakeSession:
     """Computes the row of each sequence with a function and notes the sequences and the sizes of runs."""
 
     may_pad = True
+    has_narrow = False
 
     def __init__(self, compute: Compute) -> None:
         self._compute = compute

@@ -60,6 +60,7 @@ class Counting:
     """A session that notes how many runs overlap."""
 
     may_pad = True
+    has_narrow = False
 
     def __init__(self) -> None:
         self.running = self.most = 0

@@ -1,0 +1,142 @@
+"""Who may come in: counts the requests of a worker and the tokens they wait for. Knows no HTTP and no model.
+
+Tokens are estimated from the texts, before any work: who is refused is refused at once. What has been
+computed of a request counts no longer, so that the count is what the queue still has before it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from service.errors import ClientGone, Overloaded, WaitedTooLong
+from service.tickets import Ticket
+
+HALF_LIFE_SECONDS = 10.0  # after which what was computed counts half in the speed of the queue
+MAX_RETRY_SECONDS = 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a worker may hold at once, and how long a request may wait to begin."""
+
+    max_tokens: int
+    max_requests: int
+    max_body_bytes: int  # of all requests together
+    wait_seconds: float = math.inf
+
+
+@dataclass
+class Counts:
+    """The requests of this worker: held now, and by their ends."""
+
+    requests: int = 0
+    tokens: int = 0
+    admitted: int = 0
+    refused: int = 0
+    timed_out: int = 0
+    disconnected: int = 0
+
+
+class Admission:
+    """The door of a worker."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Let in what the limits allow."""
+        self._limits = limits
+        self._counts = Counts()
+        self._body_bytes = 0
+        self._guard = threading.Lock()
+        # The speed is tokens by seconds in which there was work, both fading.
+        self._work = self._busy_seconds = 0.0
+        self._last = time.monotonic()
+
+    @contextmanager
+    def request(self, is_gone: Callable[[], bool], num_body_bytes: int) -> Iterator[Ticket]:
+        """Hold a request until the block ends; its tokens are admitted in it. Raises Overloaded."""
+        begin = time.monotonic()
+        ticket = Ticket(begin + self._limits.wait_seconds, is_gone, self._progress, begin=begin)
+        self._enter(num_body_bytes)
+        try:
+            yield ticket
+        except (WaitedTooLong, ClientGone) as error:
+            with self._guard:
+                self._counts.timed_out += isinstance(error, WaitedTooLong)
+                self._counts.disconnected += isinstance(error, ClientGone)
+            raise
+        finally:
+            with self._guard:
+                self._fade()
+                self._counts.requests -= 1
+                self._counts.tokens -= ticket.num_tokens
+                self._body_bytes -= num_body_bytes
+
+    def admit(self, ticket: Ticket, num_tokens: int, *, is_held: bool = False) -> None:
+        """Let a request wait for so many tokens; where they are `is_held`, until it is answered.
+
+        A request of more than the limit is let in when nothing else waits. Raises Overloaded.
+        """
+        with self._guard:
+            excess = self._counts.tokens + num_tokens - self._limits.max_tokens
+            if excess > 0 and self._counts.tokens > 0:
+                reason = (
+                    f"{self._counts.tokens} tokens wait and this request has some {num_tokens}, more than "
+                    f"{self._limits.max_tokens} together (MAX_QUEUE_TOKENS)"
+                )
+                raise self._refusal(reason, min(excess, self._counts.tokens))
+            self._fade()
+            self._counts.tokens += num_tokens
+            self._counts.admitted += 1
+            ticket.num_tokens, ticket.is_held = num_tokens, is_held
+
+    def status(self) -> dict[str, float]:
+        """Return the counts and the speed in tokens/s, 0 where nothing was computed yet."""
+        with self._guard:
+            return {**asdict(self._counts), "tokens_per_second": round(self._speed(), 1)}
+
+    def _enter(self, num_body_bytes: int) -> None:
+        limits, counts = self._limits, self._counts
+        with self._guard:
+            if counts.tokens >= limits.max_tokens:
+                reason = f"{counts.tokens} tokens wait already (MAX_QUEUE_TOKENS {limits.max_tokens})"
+                raise self._refusal(reason, counts.tokens - limits.max_tokens + 1)
+            of_one = counts.tokens / max(1, counts.requests)
+            if counts.requests >= limits.max_requests:
+                raise self._refusal(f"{counts.requests} requests wait already (THREADS)", of_one)
+            if self._body_bytes + num_body_bytes > limits.max_body_bytes and counts.requests:
+                raise self._refusal(f"the bodies of other requests take {self._body_bytes} bytes", of_one)
+            counts.requests += 1
+            self._body_bytes += num_body_bytes
+
+    def _refusal(self, reason: str, num_tokens: float) -> Overloaded:
+        """Count a refusal; the caller should come again when so many tokens more have been computed."""
+        self._counts.refused += 1
+        speed = self._speed()
+        seconds = math.ceil(num_tokens / speed) if speed else 1
+        return Overloaded(reason, min(max(1, seconds), MAX_RETRY_SECONDS))
+
+    def _progress(self, ticket: Ticket, num_tokens: int) -> None:
+        with self._guard:
+            self._fade()
+            self._work += num_tokens
+            if not ticket.is_held:
+                num_done = min(num_tokens, ticket.num_tokens)
+                ticket.num_tokens -= num_done
+                self._counts.tokens -= num_done
+
+    def _speed(self) -> float:
+        self._fade()
+        return self._work / self._busy_seconds if self._work else 0.0
+
+    def _fade(self) -> None:
+        """Bring work and time up to now; idle time does not count."""
+        now = time.monotonic()
+        if self._counts.tokens:
+            fading = 0.5 ** ((now - self._last) / HALF_LIFE_SECONDS)
+            self._work *= fading
+            self._busy_seconds = self._busy_seconds * fading + now - self._last
+        self._last = now

@@ -1,0 +1,57 @@
+"""Tells whether the client of a request has gone. Knows the server's sockets, nothing of HTTP or models."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SERVER_SOCKET = "gunicorn.socket"  # where the server keeps a request's connection in its environment
+# The other side sends no more, seen even behind bytes that nobody has read yet. macOS has no such event.
+END_OF_STREAM: int = getattr(select, "POLLRDHUP", 0)
+BROKEN = select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+IsGone = Callable[[], bool]
+
+
+def watch(environ: Mapping[str, Any], end_of_stream: int = END_OF_STREAM) -> IsGone:
+    """Return what tells, from any thread and without ever raising or waiting, whether the client has gone.
+
+    Gone is who closed or reset the connection or ended its own half, as proxies take it too: hardly a client
+    still reads after that. A connection closed on this side is gone; where the server gives no socket, nobody
+    ever is. Bytes of a next request stay unread. `end_of_stream` is the event of poll(2) for the end of the
+    client's half, 0 where the system has none: there the end is seen once all bytes before it are read.
+    """
+    connection: socket.socket | None = environ.get(SERVER_SOCKET)
+    if connection is None:
+        return lambda: False
+
+    def is_gone() -> bool:
+        try:
+            return connection.fileno() < 0 or _is_over(connection, end_of_stream)
+        except OSError:
+            return True
+        except ValueError:  # closed this very moment, or TLS, which cannot be looked into without POLLRDHUP
+            return False
+
+    return is_gone
+
+
+def _is_over(connection: socket.socket, end_of_stream: int) -> bool:
+    """Ask for events of the end. Raises OSError for a broken connection, ValueError where nobody can ask."""
+    poll = select.poll()  # of this call alone: no two threads may use one at a time
+    poll.register(connection.fileno(), end_of_stream or select.POLLIN)
+    for _, events in poll.poll(0):
+        if events & (BROKEN | end_of_stream):
+            return True
+        return _is_at_end(connection)
+    return False
+
+
+def _is_at_end(connection: socket.socket) -> bool:
+    """Look at the next byte of a readable connection, which stays there."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:  # another thread has read it meanwhile
+        return False
