@@ -59,18 +59,11 @@ class Recorder:
         return [np.zeros((num_rows, dimensions), dtype=np.float32) for _ in outputs]
 
 
-def open_as_served(service: Service) -> EmbeddingModel:
-    """Open the model in this process as the service has opened it in its own."""
-    settings = SessionSettings(service.settings.intra_op_threads)
+def open_as_served(service: Service, num_lanes: int = 1) -> EmbeddingModel:
+    """Open the model in this process for one of so many runs at once: its part of threads and of tokens."""
+    settings = SessionSettings(max(1, service.settings.intra_op_threads // num_lanes))
     graphs = Graphs(service.bundle, contract.load(service.bundle), service.precision, settings)
-    return open_model(graphs, Scheduler(service.settings.max_batch_tokens))
-
-
-def open_narrow(service: Service) -> Session:
-    """Open the same graph for one thread, so that several runs can go at once."""
-    settings = SessionSettings(1)
-    graphs = Graphs(service.bundle, contract.load(service.bundle), service.precision, settings)
-    return graphs.session(None)
+    return open_model(graphs, Scheduler(service.settings.max_batch_tokens // num_lanes))
 
 
 def record(model: EmbeddingModel, texts: Sequence[str]) -> Request:
@@ -81,17 +74,8 @@ def record(model: EmbeddingModel, texts: Sequence[str]) -> Request:
     return Request(recorder.runs, embedded.num_tokens)
 
 
-def time_runs(session: Session, requests: Sequence[Request]) -> float:
-    """Return the seconds that the session takes for the runs of the requests."""
-    begin = time.perf_counter()
-    for request in requests:
-        for inputs, outputs in request.runs:
-            session.run(inputs, outputs)
-    return time.perf_counter() - begin
-
-
-def time_runs_at_once(narrow: Session, requests: Sequence[Request], num_at_once: int) -> float:
-    """Return the seconds of the same runs, some at once, each thread taking the next one when it is free."""
+def time_runs(session: Session, requests: Sequence[Request], num_at_once: int = 1) -> float:
+    """Return the seconds that the session takes for the runs of the requests, in their order."""
     runs = iter([run for request in requests for run in request.runs])
     guard = threading.Lock()
 
@@ -101,7 +85,7 @@ def time_runs_at_once(narrow: Session, requests: Sequence[Request], num_at_once:
 
     def work() -> None:
         while (run := take()) is not None:
-            narrow.run(*run)
+            session.run(*run)
 
     begin = time.perf_counter()
     with ThreadPoolExecutor(num_at_once) as threads:

@@ -2,8 +2,8 @@
 
 Both do the same list of requests and are timed from its begin to its end. The bare session finds its padded
 arrays made: what it saves is tokenizer, padding, pooling, JSON, HTTP and the clients themselves. It is
-measured on all threads, one run after the other, and on one thread with as many runs at once; the faster of
-the two counts in each round.
+measured on all threads, one run after the other, and as several narrow runs at once, in the groups that the
+service makes for either; the faster of the two counts in each round.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from service import lanes
 from service.manifest import Precision
-from service.session import Session
 from tests.bench import bare, load, tables
 from tests.bench.errors import BenchError
 from tests.bench.server import Service
@@ -38,10 +38,11 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Request:
-    """One request, both ways."""
+    """One request, in all ways."""
 
     body: bytes
-    bare: bare.Request
+    wide: bare.Request  # the runs where each has all threads
+    narrow: bare.Request  # the smaller runs where several go at once
 
 
 @dataclass(frozen=True)
@@ -79,27 +80,32 @@ class Figures:
 
 def measure(service: Service, passages: Sequence[str], num_runs: int, seconds: float) -> Figures:
     """Alternate bare session and HTTP, as many requests in each run as take the bare session `seconds`."""
-    model = bare.open_as_served(service)
-    session, narrow = model.graphs.session(None), bare.open_narrow(service)
-    num_at_once = service.settings.intra_op_threads
+    num_lanes = lanes.count(service.settings.intra_op_threads)
+    wide, narrow = bare.open_as_served(service), bare.open_as_served(service, num_lanes)
     requests = [
-        Request(load.encode(texts), bare.record(model, texts))
+        Request(load.encode(texts), bare.record(wide, texts), bare.record(narrow, texts))
         for texts in _dealt(passages, PASSAGES_PER_REQUEST)
     ]
+
+    def run_bare(requests: Sequence[Request]) -> tuple[float, float]:
+        wide_runs, narrow_runs = zip(*((request.wide, request.narrow) for request in requests), strict=True)
+        return (
+            bare.time_runs(wide.graphs.session(None), wide_runs),
+            bare.time_runs(narrow.graphs.session(None), narrow_runs, num_lanes),
+        )
+
     _run_http(service, requests[:NUM_CLIENTS])
-    _run_bare(session, requests[:1])
+    run_bare(requests[:1])
     probe = requests[:NUM_PROBED]
-    seconds_per_request = _run_bare(session, probe) / len(probe)
+    seconds_per_request = min(run_bare(probe)) / len(probe)
     # At least two for each client, and as many for one as for the other.
     num_requests = NUM_CLIENTS * max(2, round(seconds / seconds_per_request / NUM_CLIENTS))
     requests = list(itertools.islice(itertools.cycle(requests), num_requests))
-    runs = [request.bare for request in requests]
     rounds = []
     for number in range(1, num_runs + 1):
-        wide, at_once = bare.time_runs(session, runs), bare.time_runs_at_once(narrow, runs, num_at_once)
-        rounds.append(Round(wide, at_once, _run_http(service, requests)))
+        rounds.append(Round(*run_bare(requests), _run_http(service, requests)))
         print(f"{service.precision}: bulk {number}/{num_runs}: {rounds[-1].ratio:.3f}", file=sys.stderr)
-    return Figures(num_requests, sum(request.num_tokens for request in runs), rounds)
+    return Figures(num_requests, sum(request.wide.num_tokens for request in requests), rounds)
 
 
 def table(found: Mapping[Precision, Figures], source: str, command: str) -> list[str]:
@@ -145,16 +151,12 @@ def _dealt(passages: Sequence[str], num_per_request: int) -> list[list[str]]:
     return [list(itertools.islice(endless, num_per_request)) for _ in range(num_requests)]
 
 
-def _run_bare(session: Session, requests: Sequence[Request]) -> float:
-    return bare.time_runs(session, [request.bare for request in requests])
-
-
 def _run_http(service: Service, requests: Sequence[Request]) -> float:
     """Return the seconds that the service takes for them. Raises BenchError if it counts other tokens."""
     bodies = iter([request.body for request in requests])  # shared: a client that is free takes the next one
     sent = load.run(service, [bodies] * NUM_CLIENTS)
     num_tokens = sum(answer["usage"]["total_tokens"] for answer in sent.parsed())
-    expected = sum(request.bare.num_tokens for request in requests)
+    expected = sum(request.wide.num_tokens for request in requests)
     if num_tokens != expected:
         raise BenchError(f"the service counted {num_tokens} tokens, its tokenizer gives {expected}")
     return sent.seconds
