@@ -9,6 +9,7 @@ from typing import Any
 
 from service import bundles as _bundles
 from service import config as _config  # without the underscore gunicorn would take the names for settings
+from service import handover as _handover
 from service import logs as _logs
 from service import placement as _placement
 from service import selection as _selection
@@ -34,7 +35,8 @@ except ConfigError as error:
 
 
 def on_starting(server: Any) -> None:
-    """Let a reload (HUP) that would end as an error leave the workers alone: they serve on."""
+    """Let a reload (HUP) replace the workers once new ones serve; one that would be an error, not at all."""
+    server.handover = _handover.Handover(server)
     reload = server.reload
 
     def reload_what_is_right() -> None:
@@ -55,17 +57,26 @@ def pre_fork(server: Any, worker: Any) -> None:
     """
     server.plan = getattr(server, "plan", _plan)
     worker.place = server.plan.least_used([other.place for other in server.WORKERS.values()])
+    server.handover.prepare(worker)
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """Tell the worker, which reads its settings after this."""
     os.environ[_placement.VARIABLE] = server.plan.places[worker.place].encode()
+    worker.early_signals = server.SIG_QUEUE
+
+
+def post_worker_init(worker: Any) -> None:
+    """Accept requests at once, or beside workers that serve only when there are models to answer them."""
+    from service.wsgi import loading  # begins in the worker
+
+    worker.wait_for_models(loading)
 
 
 bind = (
     f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 )
-worker_class = "gthread"
+worker_class = "service.worker.Worker"
 workers = _plan.num_workers
 threads = _settings.threads
 preload_app = False  # ONNX Runtime's threads would not survive the fork

@@ -35,6 +35,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"resources", "middleware"},
     {"app"},
     {"wsgi"},
+    {"worker", "handover"},  # around the application: they know nothing of it
 ]
 CONVERT_LAYERS: list[set[str]] = [
     {"recipe", "graph", "progress", "torch_pickle", "quality", "vocabulary", "rounding", "vision_config"}
@@ -80,6 +81,7 @@ OWNERS = {
     "msgspec": {"manifest", "parsing", "schema", "inputs"},
     "PIL": {"images"},
     "httpcore2": {"fetching"},
+    "gunicorn": {"worker"},
 }
 
 
