@@ -13,9 +13,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, BinaryIO
+
+from tests.processes import LOCALHOST
 
 ROUTE = "/v1/embeddings"
 ANSWER_SECONDS = 90  # longer than a stop may take: what comes later counts as hung
@@ -23,7 +25,7 @@ PAUSE_SECONDS = 0.02  # after a refused connection
 
 
 class End(StrEnum):
-    """How a request ended. What is not ANSWERED or REFUSED is lost, but for the race of KEPT_CLOSED."""
+    """How a request ended; all but ANSWERED and REFUSED are losses. KEPT_CLOSED may be the race of HTTP/1.1."""
 
     ANSWERED = "answered"
     REFUSED = "refused"  # no connection: nothing was sent
@@ -31,9 +33,6 @@ class End(StrEnum):
     KEPT_CLOSED = "kept_closed"  # the same on a connection that an earlier answer had promised to keep
     CUT = "cut"  # some of the answer came, not all of it
     HUNG = "hung"
-
-
-LOST = (End.FRESH_CLOSED, End.CUT, End.HUNG)  # never right; KEPT_CLOSED is counted apart
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Record:
     status: int = 0
     body: bytes = b""
     is_last: bool = False  # the answer said that the connection closes
+    port: int = 0  # the client's own
 
     def json(self) -> Any:
         """Return the answer's JSON."""
@@ -65,10 +65,6 @@ class Log:
             str(record.status) if record.end == End.ANSWERED else str(record.end) for record in self.records
         )
 
-    def lost(self) -> list[Record]:
-        """Return the requests that the service took and did not answer."""
-        return [record for record in self.records if record.end in LOST]
-
     def answered(self) -> int:
         """Return the number of requests answered with vectors."""
         return sum(record.status == http.client.OK for record in self.records)
@@ -77,10 +73,16 @@ class Log:
 class Client:
     """One client: a connection that is kept as long as the service keeps it."""
 
-    def __init__(self, port: int, model: str, log: Log) -> None:
-        self._port, self._model, self._log = port, model, log
+    def __init__(self, port: int, model: str, log: Log, seconds: float = ANSWER_SECONDS) -> None:
+        self._port, self._model, self._log, self._seconds = port, model, log, seconds
         self._socket: socket.socket | None = None
         self._stream: BinaryIO | None = None
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the connection."""
@@ -98,38 +100,32 @@ class Client:
         return record
 
     def _send(self, texts: Sequence[str]) -> Record:
-        begin, is_kept = time.monotonic(), self._socket is not None
+        begin, closed = time.monotonic(), End.KEPT_CLOSED if self._socket else End.FRESH_CLOSED
         try:
             connection, stream = self._connected()
         except OSError:
             return Record(texts, End.REFUSED, begin)
-        first = b""
+        sent = Record(texts, closed, begin, port=connection.getsockname()[1])
+        first, headers, body = b"", http.client.HTTPMessage(), b""
         try:
             connection.sendall(self._encode(texts))
             first = stream.readline()
-            if not first:
-                return Record(texts, End.KEPT_CLOSED if is_kept else End.FRESH_CLOSED, begin)
-            headers = http.client.parse_headers(stream)
-            body = stream.read(int(headers["content-length"]))
+            headers = http.client.parse_headers(stream) if first else headers
+            body = stream.read(int(headers.get("content-length", "0")))
         except TimeoutError:
-            return Record(texts, End.HUNG, begin)
+            return replace(sent, end=End.HUNG)
         except OSError:
-            before = End.KEPT_CLOSED if is_kept else End.FRESH_CLOSED
-            return Record(texts, End.CUT if first else before, begin)
-        if len(body) < int(headers["content-length"]):
-            return Record(texts, End.CUT, begin)
-        return Record(
-            texts,
-            End.ANSWERED,
-            begin,
-            status=int(first.split()[1]),
-            body=body,
-            is_last=headers["connection"].lower() == "close",
-        )
+            pass
+        if not first:
+            return sent
+        if not headers or len(body) < int(headers["content-length"]):
+            return replace(sent, end=End.CUT)
+        status, is_last = int(first.split()[1]), headers["connection"].lower() == "close"
+        return replace(sent, end=End.ANSWERED, status=status, body=body, is_last=is_last)
 
     def _connected(self) -> tuple[socket.socket, BinaryIO]:
         if self._socket is None or self._stream is None:
-            self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=ANSWER_SECONDS)
+            self._socket = socket.create_connection((LOCALHOST, self._port), timeout=self._seconds)
             self._stream = self._socket.makefile("rb")
         return self._socket, self._stream
 
@@ -148,18 +144,25 @@ def wait_until(is_reached: Callable[[], object], seconds: float = 60) -> None:
 
 
 @contextmanager
-def load(port: int, model: str, streams: Sequence[Iterator[Sequence[str]]]) -> Iterator[Log]:
-    """Keep a client busy with each stream of texts until the block ends; then let all finish."""
+def load(port: int, model: str, streams: Sequence[Sequence[str]], num_churning: int = 0) -> Iterator[Log]:
+    """Keep a client busy with each of the inputs, over and over, until the block ends; then let all finish.
+
+    The last `num_churning` of them open a connection for every request.
+    """
     log = Log()
 
-    def work(stream: Iterator[Sequence[str]]) -> None:
-        client = Client(port, model, log)
-        while not log.is_over.is_set():
-            if client.send(next(stream)).end == End.REFUSED:
-                time.sleep(PAUSE_SECONDS)
-        client.close()
+    def work(texts: Sequence[str], keeps: bool) -> None:
+        with Client(port, model, log) as client:
+            while not log.is_over.is_set():
+                if client.send(texts).end == End.REFUSED:
+                    time.sleep(PAUSE_SECONDS)
+                if not keeps:
+                    client.close()
 
-    threads = [threading.Thread(target=work, args=(stream,)) for stream in streams]
+    threads = [
+        threading.Thread(target=work, args=(texts, index < len(streams) - num_churning))
+        for index, texts in enumerate(streams)
+    ]
     for thread in threads:
         thread.start()
     try:

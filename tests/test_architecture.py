@@ -35,6 +35,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"resources", "middleware"},
     {"app"},
     {"wsgi"},
+    {"listening"},
     {"worker", "handover"},  # around the application: they know nothing of it
 ]
 CONVERT_LAYERS: list[set[str]] = [
