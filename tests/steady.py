@@ -25,7 +25,7 @@ PAUSE_SECONDS = 0.02  # after a refused connection
 
 
 class End(StrEnum):
-    """How a request ended; all but ANSWERED and REFUSED are losses. KEPT_CLOSED may be the race of HTTP/1.1."""
+    """How a request ended; all but ANSWERED and REFUSED are losses, KEPT_CLOSED maybe HTTP's own race."""
 
     ANSWERED = "answered"
     REFUSED = "refused"  # no connection: nothing was sent
