@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import mmap
 import queue
+import selectors
 import signal
 import socket
 import threading
@@ -76,19 +77,30 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     # --- the end -----------------------------------------------------------------------------------------
 
+    def run(self) -> None:
+        """Serve until told to end; requests that outlast the grace may finish, unless the master kills."""
+        super().run()
+        self.method_queue.defer = lambda *_: None  # its pipe is closed, and another may have got the number
+        self.tpool.shutdown(wait=True)
+
     def set_accept_enabled(self, enabled: bool) -> None:
         """Listen or not; when the worker ends, take the connections that wait and listen no more."""
         super().set_accept_enabled(enabled)
         if not self.alive and not enabled:
-            for listener in self.sockets:
-                self._accept_all(listener)
+            self._accept_waiting()
             self._close_listeners()
 
-    def _accept_all(self, listener: Any) -> None:
-        before = -1
-        while before < self.nr_conns:
-            before = self.nr_conns
-            self.accept(listener)
+    def _accept_waiting(self) -> None:
+        with selectors.DefaultSelector() as waiting:
+            for listener in self.sockets:
+                listener.setblocking(False)
+                waiting.register(listener, selectors.EVENT_READ)
+            for _ in range(self.cfg.backlog):
+                ready = waiting.select(0)
+                for key, _ in ready:
+                    self.accept(key.fileobj)
+                if not ready:
+                    break
 
     def _close_listeners(self) -> None:
         for listener in self.sockets:
@@ -114,7 +126,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         try:
             conn.sock.setblocking(False)
             conn.sock.shutdown(socket.SHUT_WR)
-            self.poller.register(conn.sock, gthread.selectors.EVENT_READ, partial(self._drain, conn))
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._drain, conn))
         except (OSError, ValueError):  # the client has gone
             self._drop(conn)
             return

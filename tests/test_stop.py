@@ -18,8 +18,8 @@ import pytest
 from tests import steady
 from tests.conftest import MODEL, START_SECONDS, Live
 from tests.processes import LOCALHOST, PROJECT
-from tests.steady import Client, End, Log, wait_until
-from tests.test_gunicorn import embed, workers
+from tests.steady import ROUTE, Client, End, Log, wait_until
+from tests.test_gunicorn import body, embed, raw, read_answer, workers
 
 Serve = Callable[..., AbstractContextManager[Live]]
 LOADING_SECONDS = 1.0
@@ -180,6 +180,32 @@ def test_clients_that_keep_closed_connections_stop_nobody(tiny_models: Path, ser
             assert client.send(["hello"]).status == 200
         kill_master(live)
         assert live.process.wait(UNHURRIED) == 0
+
+
+def send_slowly(live: Live, seconds: float) -> tuple[int, Any]:
+    """Send a request whose last byte comes so much later than its first."""
+    content = body("hello")
+    with socket.create_connection((LOCALHOST, port_of(live)), timeout=60) as connection:
+        connection.sendall(raw("POST", ROUTE, content)[: -len(content)])
+        for byte in content:
+            time.sleep(seconds / len(content))
+            connection.sendall(bytes([byte]))
+        with connection.makefile("rb") as stream:
+            return read_answer(stream)
+
+
+@pytest.mark.full
+def test_a_request_that_outlasts_the_grace_is_answered_at_a_reload(tiny_models: Path, serve: Serve) -> None:
+    with (
+        serve(tiny_models, GUNICORN_CMD_ARGS="--graceful-timeout 1") as live,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        (before,) = all_ready(live, 1)
+        answer = pool.submit(send_slowly, live, 6.0)
+        wait_until(lambda: client_ports(before, port_of(live)))
+        reload_once(live)
+        assert answer.result()[0] == 200
+        wait_until(lambda: is_replaced(live, {before}))
 
 
 EARLY = f"""
