@@ -13,7 +13,7 @@ from typing import Any
 
 from service import listening
 
-LAST_ACCEPT_SECONDS = 0.2  # that the workers have to take what has connected before the port closes
+LAST_ACCEPT_SECONDS = 0.1  # that the workers have to take what has connected before the port closes
 
 
 class Handover:
