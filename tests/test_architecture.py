@@ -36,6 +36,8 @@ SERVICE_LAYERS: list[set[str]] = [
     {"resources", "middleware"},
     {"app"},
     {"wsgi"},
+    {"listening"},
+    {"worker", "handover"},  # around the application: they know nothing of it
 ]
 CONVERT_LAYERS: list[set[str]] = [
     {"recipe", "graph", "progress", "torch_pickle", "quality", "vocabulary", "rounding", "vision_config"}
@@ -81,6 +83,7 @@ OWNERS = {
     "msgspec": {"manifest", "parsing", "schema", "inputs"},
     "PIL": {"images"},
     "httpcore2": {"fetching"},
+    "gunicorn": {"worker"},
 }
 
 

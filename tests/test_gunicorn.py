@@ -30,7 +30,7 @@ ROUTE = "/v1/embeddings"
 JSON = {"Content-Type": "application/json"}
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 MEGABYTE = 1_000_000
-NUM_COPIES = 20
+NUM_COPIES = 60
 Serve = Callable[..., AbstractContextManager[Live]]
 
 
