@@ -65,7 +65,8 @@ def post_fork(server: Any, worker: Any) -> None:
 bind = (
     f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 )
-worker_class = "gthread"
+worker_class = "service.worker.Worker"
+logger_class = "service.worker.Log"
 workers = _plan.num_workers
 threads = _settings.threads
 preload_app = False  # ONNX Runtime's threads would not survive the fork
