@@ -81,7 +81,7 @@ OWNERS = {
     "sentencex": {"chunking"},
     "falcon": {"app", "resources", "middleware", "bodies"},
     "gunicorn": {"worker"},
-    "orjson": {"app", "parsing"},
+    "orjson": {"app", "logs", "parsing"},
     "msgspec": {"manifest", "parsing", "schema", "inputs"},
     "PIL": {"images"},
     "httpcore2": {"fetching"},
