@@ -79,6 +79,7 @@ bind = (
     f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 )
 worker_class = "service.worker.Worker"
+logger_class = "service.worker.Log"
 workers = _plan.num_workers
 threads = _settings.threads + SPARE_THREADS
 preload_app = False  # ONNX Runtime's threads would not survive the fork

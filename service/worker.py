@@ -8,13 +8,16 @@ Knows connections and whether models are loading, nothing of what requests say. 
   on says `Connection: close`;
 - waits, in its only loop, 2 s for each client to close its side of a connection that is over, while nobody
   else is served; here the loop goes on meanwhile;
-- waits for connections that never sent a byte as long as for answers; here as for other idle ones.
+- waits for connections that never sent a byte as long as for answers; here as for other idle ones;
+- hands a connection back to its main thread after every answer, which for a small request costs more than all
+  the rest; here the thread that has answered waits a moment for the next request.
 """
 
 from __future__ import annotations
 
 import mmap
 import queue
+import select
 import selectors
 import signal
 import socket
@@ -26,11 +29,13 @@ from concurrent.futures import Future
 from functools import cache, partial
 from typing import Any
 
+from gunicorn.glogging import Logger
 from gunicorn.workers import gthread
 
 LINGER_SECONDS = 2.0  # that a client has to close its side once the service has closed its own
 LINGER_BYTES = 65536  # that are read away meanwhile
 LOADING_POLL_SECONDS = 0.1
+FOLLOW_MILLISECONDS = 10  # in which a next request is answered by the same thread
 
 
 class Worker(gthread.ThreadWorker):  # type: ignore[misc]
@@ -74,6 +79,23 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         super().notify()
         if self._accepting and self._loading and not self._loading.is_alive():
             self._ready[0] = 1
+
+    # --- between -----------------------------------------------------------------------------------------
+
+    def handle(self, conn: gthread.TConn) -> Any:
+        """Serve a connection until no request follows at once; return what gunicorn's own returns."""
+        while True:
+            result = super().handle(conn)
+            # Anything but True is a connection at its end or without a request.
+            if result is not True or not self.alive or not self._has_thread_to_spare():
+                return result
+            if conn.parser.unreader.buf.getvalue() or not _is_readable(conn.sock):
+                return result
+
+    def _has_thread_to_spare(self) -> bool:
+        """Tell whether no connection waits for a thread."""
+        num_idle = len(self.keepalived_conns) + len(self.pending_conns)
+        return bool(self.nr_conns - num_idle <= self.cfg.threads)
 
     # --- the end -----------------------------------------------------------------------------------------
 
@@ -156,3 +178,17 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def _drop(self, conn: gthread.TConn) -> None:
         self.nr_conns -= 1
         conn.close()
+
+
+class Log(Logger):  # type: ignore[misc]
+    """A log without gunicorn's access lines, which would be put together to be thrown away: ours say more."""
+
+    def access(self, *_: object) -> None:
+        """Write nothing."""
+
+
+def _is_readable(connection: socket.socket) -> bool:
+    """Wait a moment for bytes, or for the end of the connection."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(FOLLOW_MILLISECONDS))
