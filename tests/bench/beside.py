@@ -1,7 +1,8 @@
 """Closed-loop loads on the service and on infinity, in turns. Knows rates and latencies, no quality.
 
 Both servers stay up and only one is sent requests at a time. What the idle one takes of the cores, and what
-others on the host take, is measured in every turn: it must be next to nothing.
+others on the host take, is measured in every turn: torch's threads, which wait for each other by spinning,
+lose far more to others than their share, so that a round with others in it flatters the service.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from tests.bench.texts import Texts
 
 WARM_UP_SECONDS = 1.5
 NUM_COMPARED, MIN_COSINE = 8, 0.999  # the longest and the shortest texts: both cut at the same token
+MAX_OTHER_CORES = 0.1  # taken by others on the host: beyond it a round is repeated
+MAX_ATTEMPTS = 2  # times the rounds wanted
 PERCENTILES = (50, 99)
 TARGETS = {Kind.SINGLE: 3.0, Kind.MIXED: 3.5, Kind.BULK: 1.4}  # of fp32
 FASTEST_TARGETS = {Kind.SINGLE: 5.0, Kind.MIXED: 6.0, Kind.BULK: 2.4}  # of the fastest verified precision
@@ -69,21 +72,40 @@ def measure(
     if infinity is not None and service.precision == Precision.FP32:
         _compare(service, infinity, found)
     servers = {service.settings.port: service.pid} | ({infinity.port: infinity.pid} if infinity else {})
-    turns: dict[Kind, dict[int, list[Turn]]] = {}
-    for kind in Kind:
-        requests = kinds.requests(kind, found)
-        turns[kind] = {port: [] for port in servers}
-        for number in range(num_rounds + 1):
-            print(f"{service.precision}: {kind} {number}/{num_rounds}", file=sys.stderr)
-            for port in servers:
-                streams = kinds.dealt(requests, LOADS[kind].num_clients)
-                length = seconds if number else WARM_UP_SECONDS
-                run = partial(loops.closed, port, streams, length)
-                turn = _turn(*cores.used_while(list(servers.values()), run), [*servers].index(port))
-                if number:  # the first round warms up
-                    turns[kind][port].append(turn)
-    own, *beside = ({kind: turns[kind][port] for kind in Kind} for port in servers)
+    turns = {kind: _rounds(service, servers, kind, found, (num_rounds, seconds)) for kind in Kind}
+    own, *beside = (
+        {kind: [each[index] for each in turns[kind]] for kind in Kind} for index in range(len(servers))
+    )
     return Figures(_is_verified(service), own, beside[0] if beside else {})
+
+
+def _rounds(
+    service: Service, servers: Mapping[int, int], kind: Kind, found: Texts, wanted: tuple[int, float]
+) -> list[list[Turn]]:
+    """Return rounds, a turn of each server; noisy ones are repeated, then the quietest are taken."""
+    requests = kinds.requests(kind, found)
+    num_rounds, seconds = wanted
+
+    def one_round(length: float) -> list[Turn]:
+        turns = []
+        for index, port in enumerate(servers):
+            streams = kinds.dealt(requests, LOADS[kind].num_clients)
+            run = partial(loops.closed, port, streams, length)
+            turns.append(_turn(*cores.used_while(list(servers.values()), run), index))
+        return turns
+
+    one_round(WARM_UP_SECONDS)
+    rounds: list[list[Turn]] = []
+    while len(rounds) < num_rounds * MAX_ATTEMPTS and sum(map(_is_quiet, rounds)) < num_rounds:
+        rounds.append(one_round(seconds))
+        noise = max(turn.other_cores for turn in rounds[-1])
+        print(f"{service.precision}: {kind}: round {len(rounds)}, others {noise:.2f} cores", file=sys.stderr)
+    quietest = sorted(rounds, key=lambda turns: max(turn.other_cores for turn in turns))[:num_rounds]
+    return [turns for turns in rounds if turns in quietest]
+
+
+def _is_quiet(turns: Sequence[Turn]) -> bool:
+    return max(turn.other_cores for turn in turns) <= MAX_OTHER_CORES
 
 
 def table(found: Found, title: str, command: str) -> list[str]:
@@ -128,11 +150,14 @@ def verdicts(found: Found) -> list[str]:
 def _verdicts(
     precision: Precision, figures: Figures, targets: Mapping[Kind, float], what: str = ""
 ) -> list[str]:
-    return [
-        f"target of {precision}{what}, {kind}: {target} times infinity: {figures.ratio(kind):.2f}, "
-        f"{tables.verdict(figures.ratio(kind) >= target)}"
-        for kind, target in targets.items()
-    ]
+    lines = []
+    for kind, target in targets.items():
+        is_quiet = _is_quiet([*figures.own[kind], *figures.beside[kind]])
+        told = tables.verdict(figures.ratio(kind) >= target) + ("" if is_quiet else ", others took cores")
+        lines.append(
+            f"target of {precision}{what}, {kind}: {target} times infinity: {figures.ratio(kind):.2f}, {told}"
+        )
+    return lines
 
 
 def _turn(sent: loops.Sent, used: cores.Used, index: int) -> Turn:
