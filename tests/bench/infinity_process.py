@@ -1,8 +1,8 @@
 """infinity-emb, which serves the same weights from an environment of its own. Knows no measurement.
 
-Its settings are the fastest that were found for it on two cores: torch in float32, no torch.compile, batches
-of 32 texts, which are its default. It has no other way to the same answers here: its ONNX path needs an
-exporter that is gone, and BetterTransformer an older transformers.
+Torch in float32 on all cores, batches of 32 texts, its default; BetterTransformer, which it uses by default too,
+where the environment has it: an optimum below 2.0, which needs transformers below 4.49. Its ONNX path needs an
+exporter that is gone.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ NAMED = ("infinity_emb", "torch", "transformers", "sentence_transformers")
 VERSIONS = (
     f"from importlib.metadata import version as v; print(*(f'{{n}} {{v(n)}}' for n in {NAMED}), sep=', ')"
 )
-SETTINGS = "float32, 2 threads, batches of 32, no torch.compile"
+BETTER = "optimum.bettertransformer"
+HAS_BETTER = f"import importlib.util as u; print(bool(u.find_spec('optimum') and u.find_spec({BETTER!r})))"
 OPTIONS = (
     "--served-model-name", MODEL, "--engine", "torch", "--device", "cpu", "--dtype", "float32",
-    "--batch-size", "32", "--no-bettertransformer", "--no-compile", "--no-model-warmup",
+    "--batch-size", "32", "--no-compile", "--no-model-warmup",
     "--url-prefix", "/v1", "--host", LOCALHOST,
 )  # fmt: skip
 QUIET = {
@@ -74,16 +75,20 @@ def serve(python: Path, num_threads: int) -> Iterator[Infinity]:
     """Run it on a free port until the block ends. Raises BenchError, with its log, where it fails."""
     model, _ = locate(RECIPES[MODEL], None, offline=True)
     port = free_port()
-    words = ["v2", "--model-id", str(model), "--port", str(port), *OPTIONS]
+    has_better = _said(python, HAS_BETTER) == "True"
+    better = "bettertransformer" if has_better else "no-bettertransformer"
+    words = ["v2", "--model-id", str(model), "--port", str(port), f"--{better}", *OPTIONS]
     command = [str(python), "-c", "from infinity_emb.cli import cli; cli()", *words]
     variables = os.environ | QUIET | {"OMP_NUM_THREADS": str(num_threads)}
     print("starting infinity", file=sys.stderr)
-    versions = subprocess.run([str(python), "-c", VERSIONS], check=True, capture_output=True, text=True)
+    description = (
+        f"{_said(python, VERSIONS)}; float32, {num_threads} threads, batches of 32, {better}, no-compile"
+    )
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait_until_ready(port, process)
-            yield Infinity(port, process.pid, f"{versions.stdout.strip()}; {SETTINGS}")
+            yield Infinity(port, process.pid, description)
         except BenchError as error:
             log.seek(0)
             raise BenchError(f"{error}\n{log.read().decode(errors='replace').strip()}") from error
@@ -94,6 +99,11 @@ def serve(python: Path, num_threads: int) -> Iterator[Infinity]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _said(python: Path, code: str) -> str:
+    found = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
+    return found.stdout.strip()
 
 
 def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
