@@ -1,8 +1,8 @@
 """infinity-emb, which serves the same weights from an environment of its own. Knows no measurement.
 
-Torch in float32 on all cores, batches of 32 texts, its default; BetterTransformer, which it uses by default too,
-where the environment has it: an optimum below 2.0, which needs transformers below 4.49. Its ONNX path needs an
-exporter that is gone.
+Torch in float32 on all cores, batches of 32 texts, its default; BetterTransformer, its default too, where the
+environment has it: an optimum below 2.0, which needs transformers below 4.49. Its ONNX path needs an exporter
+that is gone.
 """
 
 from __future__ import annotations
