@@ -160,6 +160,7 @@ class Registry:
             settings = SessionSettings(
                 self._settings.intra_op_threads,
                 num_lanes=lanes.count(self._settings.intra_op_threads),
+                max_kept_tokens=self._settings.max_batch_tokens,
                 device=choice.device,
                 gpu_bytes=place.gpu_bytes,
             )
