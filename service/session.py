@@ -64,7 +64,7 @@ class Session:
         if is_prepacked and settings.num_lanes > 1:
             num_threads = max(1, settings.num_threads // settings.num_lanes)
             self._narrow = _native(path, replace(settings, num_threads=num_threads), is_prepacked=True)
-        _give_memory_back()
+        give_memory_back()
         if not providers.is_on(self._native, settings.device):
             raise NotOnDevice(f"{path} does not run on {settings.device}: ONNX Runtime took the CPU instead")
         self.may_pad = settings.may_pad
@@ -84,7 +84,7 @@ class Session:
             options = onnxruntime.RunOptions()
             options.add_run_config_entry(SHRINK_ARENA, CPU_ARENA)
             computed = self._native.run(list(outputs), dict(inputs), options)
-            _give_memory_back()
+            give_memory_back()
         return computed
 
     def run_narrow(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
@@ -95,7 +95,7 @@ class Session:
 
 
 def _native(path: Path, settings: SessionSettings, *, is_prepacked: bool) -> onnxruntime.InferenceSession:
-    options, backend = _options(settings), providers.backend(settings.device, settings.gpu_bytes)
+    options, backend = library_options(settings), providers.backend(settings.device, settings.gpu_bytes)
     if is_prepacked:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         backend = replace(backend, disabled_optimizers=[])
@@ -108,7 +108,7 @@ def _native(path: Path, settings: SessionSettings, *, is_prepacked: bool) -> onn
 
 def save_prepacked(path: Path, graph: Path, data_name: str, num_threads: int) -> None:
     """Write a graph as it is after optimizing, with its constants in a file beside it. Raises BundleError."""
-    options = _options(SessionSettings(num_threads))
+    options = library_options(SessionSettings(num_threads))
     options.optimized_model_filepath = str(graph)
     options.add_session_config_entry(SAVED_DATA, data_name)
     options.add_session_config_entry(SAVED_MIN_BYTES, str(INLINE_BYTES))
@@ -116,7 +116,8 @@ def save_prepacked(path: Path, graph: Path, data_name: str, num_threads: int) ->
     _open(path, options, providers.backend())
 
 
-def _options(settings: SessionSettings) -> onnxruntime.SessionOptions:
+def library_options(settings: SessionSettings) -> onnxruntime.SessionOptions:
+    """Return how the library is told to run a graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.num_threads
     options.inter_op_num_threads = 1
@@ -153,7 +154,7 @@ def _num_tokens(inputs: Mapping[str, Array]) -> int:
     return math.prod(next(iter(inputs.values())).shape[:2])
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
     """Return to the system what has been freed; only glibc keeps it, and only glibc can be asked."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,4 +1,4 @@
-"""Running graphs: padded and alone agree, order is kept, one request runs at a time, long runs keep no memory."""
+"""Running graphs: alone or padded, in order, one request at a time, and nothing kept of long runs."""
 
 from __future__ import annotations
 
