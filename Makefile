@@ -17,7 +17,8 @@ serve: $(VENV)/.serve
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
-test-full: test
+test-full: $(VENV)/.test
+	$(BIN)/python -m pytest -m ""
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

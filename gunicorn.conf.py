@@ -9,6 +9,7 @@ from typing import Any
 
 from service import bundles as _bundles
 from service import config as _config  # without the underscore gunicorn would take the names for settings
+from service import handover as _handover
 from service import logs as _logs
 from service import placement as _placement
 from service import selection as _selection
@@ -34,7 +35,8 @@ except ConfigError as error:
 
 
 def on_starting(server: Any) -> None:
-    """Let a reload (HUP) that would end as an error leave the workers alone: they serve on."""
+    """Let a reload (HUP) replace the workers once new ones serve; one that would be an error, not at all."""
+    server.handover = _handover.Handover(server)
     reload = server.reload
 
     def reload_what_is_right() -> None:
@@ -55,11 +57,20 @@ def pre_fork(server: Any, worker: Any) -> None:
     """
     server.plan = getattr(server, "plan", _plan)
     worker.place = server.plan.least_used([other.place for other in server.WORKERS.values()])
+    server.handover.prepare(worker)
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """Tell the worker, which reads its settings after this."""
     os.environ[_placement.VARIABLE] = server.plan.places[worker.place].encode()
+    worker.early_signals = server.SIG_QUEUE
+
+
+def post_worker_init(worker: Any) -> None:
+    """Accept requests at once, or beside workers that serve only when there are models to answer them."""
+    from service.wsgi import loading  # begins in the worker
+
+    worker.wait_for_models(loading)
 
 
 SPARE_THREADS = 16  # for refusals and health, when as many requests as may wait do
@@ -67,12 +78,13 @@ SPARE_THREADS = 16  # for refusals and health, when as many requests as may wait
 bind = (
     f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 )
-worker_class = "gthread"
+worker_class = "service.worker.Worker"
+logger_class = "service.worker.Log"
 workers = _plan.num_workers
 threads = _settings.threads + SPARE_THREADS
 preload_app = False  # ONNX Runtime's threads would not survive the fork
 timeout = 300  # seconds without a heartbeat; the heartbeat is a thread of its own, not a request
-graceful_timeout = 60  # seconds that requests in flight have to finish after SIGTERM
+graceful_timeout = int(_settings.request_timeout) + 60  # seconds for requests that wait or run after SIGTERM
 keepalive = 75  # longer than the usual load balancer's, so that it is the balancer that closes
 control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # heartbeats must not wait for a disk

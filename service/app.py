@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+from threading import Thread
 from typing import Any
 
 import falcon
@@ -52,13 +53,11 @@ FALCON_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_all
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
-def create_app(settings: Settings, placement: Placement) -> App:  # type: ignore[type-arg]
-    """Make the application; its models begin to load at once. Raises ConfigError when there are none."""
+def create_app(settings: Settings, placement: Placement) -> tuple[App, Thread]:  # type: ignore[type-arg]
+    """Make the application and the thread that loads its models. Raises ConfigError when there are none."""
     scheduler = Scheduler(settings.max_batch_tokens, lanes.count(settings.intra_op_threads))
     registry = Registry(settings, scheduler, placement)
-    app = make_app(settings, registry)
-    registry.start_loading()
-    return app
+    return make_app(settings, registry), registry.start_loading()
 
 
 def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[type-arg]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
-import time
+from datetime import UTC, datetime
 from typing import Any
+
+import orjson
 
 from service.config import LogFormat, Settings
 
@@ -19,16 +21,21 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "time": moment.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **getattr(record, FIELDS, {}),
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except (
+            TypeError
+        ):  # lone surrogates and integers of more than 64 bits, which are no text and number to it
+            return json.dumps(line, default=str)
 
 
 class TextFormatter(logging.Formatter):
@@ -79,4 +86,6 @@ def dict_config(settings: Settings) -> dict[str, Any]:
 
 def write(level: int, message: str, **fields: object) -> None:
     """Write one line with structured fields."""
-    logging.getLogger(LOGGER_NAME).log(level, message, extra={FIELDS: fields})
+    logger = logging.getLogger(LOGGER_NAME)
+    if logger.isEnabledFor(level):  # not logger.log, which first looks for the file and line of the caller
+        logger.handle(logger.makeRecord(LOGGER_NAME, level, "", 0, message, (), None, extra={FIELDS: fields}))

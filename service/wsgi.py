@@ -9,4 +9,5 @@ from service.app import create_app
 settings = config.from_environment(os.environ)
 logging.config.dictConfig(logs.dict_config(settings))
 # gunicorn's master hands every worker its place; under another server this process is the only one.
-app = create_app(settings, placement.from_environment(os.environ) or placement.alone(settings.device))
+place = placement.from_environment(os.environ) or placement.alone(settings.device)
+app, loading = create_app(settings, place)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +30,7 @@ ROUTE = "/v1/embeddings"
 JSON = {"Content-Type": "application/json"}
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 MEGABYTE = 1_000_000
-NUM_COPIES = 20
+NUM_COPIES = 60
 Serve = Callable[..., AbstractContextManager[Live]]
 
 
@@ -288,6 +288,16 @@ def test_a_stalled_upload_holds_its_thread_for_a_while_only(
             connection.sendall(head.encode() + b"\r\n\r\n{}}")
             assert read_answer(connection.makefile("rb"))[0] == (400 if path == ROUTE else 404)
         assert embed(live, "hello").shape == (1, HIDDEN)
+
+
+def test_open_connections_hold_no_thread(tiny_models: Path, serve: Serve):
+    with serve(tiny_models, THREADS="1") as live, ExitStack() as stack:
+        connections = [stack.enter_context(connect(live)) for _ in range(4)]
+        for _ in range(3):
+            for connection in connections:
+                connection.sendall(raw("POST", ROUTE, body("hello")))
+                with connection.makefile("rb") as stream:
+                    assert read_answer(stream)[0] == 200
 
 
 # --- processes -------------------------------------------------------------------------------------------

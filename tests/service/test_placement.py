@@ -170,10 +170,11 @@ def test_hooks_pin_workers_and_replace_the_dead(tiny_models: Path, monkeypatch: 
     assert hooks["workers"] == 2
     assert os.environ["WORKERS"] == "2"
     assert os.environ["RAYON_NUM_THREADS"] == "4"
-    server = SimpleNamespace(WORKERS={})
+    server = SimpleNamespace(WORKERS={}, SIG_QUEUE=None, reload=None, manage_workers=None, stop=None)
+    hooks["on_starting"](server)
 
     def fork(pid: int) -> str:
-        worker = SimpleNamespace()
+        worker = SimpleNamespace(is_ready=False)
         hooks["pre_fork"](server, worker)
         server.WORKERS[pid] = worker
         hooks["post_fork"](server, worker)

@@ -1,0 +1,132 @@
+"""Who is let in, what counts, and when those refused should come again."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from service import estimates
+from service.admission import MAX_RETRY_SECONDS, Admission, Limits
+from service.errors import ClientGone, Overloaded, WaitedTooLong
+from service.tickets import Ticket
+
+MEGABYTE = 1 << 20
+
+
+def admission(max_tokens: int = 100, max_requests: int = 10) -> Admission:
+    return Admission(Limits(max_tokens=max_tokens, max_requests=max_requests, max_body_bytes=MEGABYTE))
+
+
+def enter(door: Admission, stack: ExitStack, num_tokens: int, *, is_held: bool = False) -> Ticket:
+    ticket = stack.enter_context(door.request(lambda: False, 0))
+    door.admit(ticket, num_tokens, is_held=is_held)
+    return ticket
+
+
+def test_what_exceeds_the_tokens_is_refused_and_comes_in_once_there_is_room() -> None:
+    door = admission(100)
+    with ExitStack() as held:
+        enter(door, held, 60)
+        with pytest.raises(Overloaded, match="MAX_QUEUE_TOKENS"), ExitStack() as refused:
+            enter(door, refused, 41)
+        enter(door, held, 40)
+        assert door.status()["tokens"] == 100
+    assert door.status().items() >= {"requests": 0, "tokens": 0, "admitted": 2, "refused": 1}.items()
+    with ExitStack() as later:
+        enter(door, later, 41)
+
+
+def test_a_full_queue_refuses_at_the_door_before_a_body_is_read() -> None:
+    door = admission(100)
+    with ExitStack() as held:
+        enter(door, held, 100)
+        with pytest.raises(Overloaded), door.request(lambda: False, 0):
+            raise AssertionError("it must not come in")
+
+
+def test_a_request_above_the_limit_comes_in_alone_and_never_beside_others() -> None:
+    door = admission(100)
+    with ExitStack() as held:
+        enter(door, held, 5000)
+    with ExitStack() as held:
+        enter(door, held, 1)
+        with pytest.raises(Overloaded), ExitStack() as refused:
+            enter(door, refused, 5000)
+
+
+def test_what_was_computed_counts_no_longer_unless_it_is_held() -> None:
+    door = admission(100)
+    with ExitStack() as held:
+        ticket, keeper = enter(door, held, 60), enter(door, held, 40, is_held=True)
+        ticket.on_progress(ticket, 50)
+        keeper.on_progress(keeper, 40)
+        assert door.status()["tokens"] == 50
+        ticket.on_progress(ticket, 1000)  # the estimate was too low
+        assert door.status()["tokens"] == 40
+    assert door.status()["tokens"] == 0
+
+
+def test_requests_and_bodies_have_limits_of_their_own() -> None:
+    door = admission(max_requests=2)
+    with door.request(lambda: False, MEGABYTE):
+        with pytest.raises(Overloaded, match="bodies"), door.request(lambda: False, 1):
+            raise AssertionError("it must not come in")
+        with (
+            door.request(lambda: False, 0),
+            pytest.raises(Overloaded, match="THREADS"),
+            door.request(lambda: False, 0),
+        ):
+            raise AssertionError("it must not come in")
+    assert door.status()["requests"] == 0
+
+
+@pytest.mark.parametrize(("error", "name"), [(ClientGone(), "disconnected"), (WaitedTooLong(), "timed_out")])
+def test_ends_are_counted(error: Exception, name: str) -> None:
+    door = admission()
+    with pytest.raises(type(error)), door.request(lambda: False, 0):
+        raise error
+    assert door.status()[name] == 1
+    assert door.status()["requests"] == 0
+
+
+def test_retry_after_follows_the_speed_of_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    door = admission(10_000)
+
+    def retry_seconds() -> int:
+        with pytest.raises(Overloaded) as caught, door.request(lambda: False, 0) as other:
+            door.admit(other, 1000)
+        return caught.value.retry_seconds
+
+    with ExitStack() as held:
+        ticket = enter(door, held, 10_000)
+        assert retry_seconds() == 1, "nothing is known yet"
+        now += 10
+        ticket.on_progress(ticket, 500)  # 50 tokens/s
+        assert door.status()["tokens_per_second"] == 50
+        assert retry_seconds() == 10  # 9,500 wait and 1,000 more would: 500 too many
+        now += 10_000
+        assert retry_seconds() == MAX_RETRY_SECONDS, "it has come to a standstill"
+
+
+def test_idle_time_does_not_count_against_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    door = admission()
+    with ExitStack() as held:
+        ticket = enter(door, held, 100)
+        now += 2
+        ticket.on_progress(ticket, 100)
+    now += 5000
+    assert door.status()["tokens_per_second"] == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [("", None, 2), ("a" * 400, None, 102), ("a" * 400, 50, 50), ("日本語" * 4, None, 11)],
+)
+def test_tokens_are_a_quarter_of_the_bytes(text: str, limit: int | None, expected: int) -> None:
+    assert estimates.num_tokens(text, limit) == expected

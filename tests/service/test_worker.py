@@ -1,0 +1,91 @@
+"""When a thread goes on with its connection, and when it gives it back."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn.workers.gthread import ThreadWorker
+
+from service.worker import Worker
+
+REQUEST = b"GET /livez HTTP/1.1\r\n\r\n"
+
+
+class Connection:
+    """What the worker knows of a connection, and the client's end of it."""
+
+    def __init__(self) -> None:
+        self.sock, self.client = socket.socketpair()
+        self.parser = SimpleNamespace(unreader=SimpleNamespace(buf=io.BytesIO()))
+        self.served = 0
+
+
+@pytest.fixture
+def conn() -> Iterator[Connection]:
+    connection = Connection()
+    with connection.sock, connection.client:
+        yield connection
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """A worker of one thread and one connection; gunicorn's part only reads a request."""
+
+    def serve_one(self: Worker, conn: Any) -> bool:
+        received = conn.sock.recv(len(REQUEST))
+        conn.served += bool(received)
+        return bool(received)
+
+    monkeypatch.setattr(ThreadWorker, "handle", serve_one)
+    worker = object.__new__(Worker)
+    worker.alive, worker.nr_conns, worker.cfg = True, 1, SimpleNamespace(threads=1)
+    worker.keepalived_conns, worker.pending_conns = [], []
+    return worker
+
+
+def test_requests_that_follow_at_once_are_served_in_one_go(worker: Worker, conn: Connection) -> None:
+    conn.client.sendall(REQUEST * 3)
+    assert worker.handle(conn) is True
+    assert conn.served == 3
+
+
+def test_a_client_that_ends_ends_the_connection(worker: Worker, conn: Connection) -> None:
+    conn.client.sendall(REQUEST)
+    conn.client.close()
+    assert worker.handle(conn) is False
+    assert conn.served == 1
+
+
+def test_a_connection_is_given_back_while_others_wait(worker: Worker, conn: Connection) -> None:
+    worker.nr_conns = 2
+    conn.client.sendall(REQUEST * 3)
+    assert worker.handle(conn) is True
+    assert conn.served == 1
+
+
+@pytest.mark.parametrize("idle", ["keepalived_conns", "pending_conns"])
+def test_idle_connections_wait_for_no_thread(worker: Worker, conn: Connection, idle: str) -> None:
+    worker.nr_conns = 2
+    setattr(worker, idle, [object()])
+    conn.client.sendall(REQUEST * 3)
+    assert worker.handle(conn) is True
+    assert conn.served == 3
+
+
+def test_a_stopping_worker_gives_connections_back(worker: Worker, conn: Connection) -> None:
+    worker.alive = False
+    conn.client.sendall(REQUEST * 3)
+    assert worker.handle(conn) is True
+    assert conn.served == 1
+
+
+def test_bytes_read_ahead_are_left_to_gunicorn(worker: Worker, conn: Connection) -> None:
+    conn.parser.unreader.buf = io.BytesIO(REQUEST)
+    conn.client.sendall(REQUEST * 3)
+    assert worker.handle(conn) is True
+    assert conn.served == 1
