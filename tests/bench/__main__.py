@@ -19,6 +19,7 @@ from service import host
 from service.errors import ProjectError
 from service.manifest import MANIFEST_FILE, Precision
 from tests.bench import (
+    arena,
     bake_layers,
     bulk,
     cases,
@@ -206,6 +207,12 @@ def _measure_memory(chosen: argparse.Namespace) -> None:
         shared_weights.measure(plan, command)
 
 
+def _measure_arena(chosen: argparse.Namespace) -> None:
+    _bake_if_absent(chosen.models_dir)
+    precisions = options.precisions(Part.ARENA, chosen)
+    arena.measure(chosen.models_dir, precisions, chosen.runs, options.command(Part.ARENA, chosen))
+
+
 def _measure_bake(part: Part, deep: bake_layers.Deep, chosen: argparse.Namespace) -> None:
     precisions = options.precisions(part, chosen)
     found: list[bake_layers.Figures] = []
@@ -227,6 +234,7 @@ FULL_SIZE: dict[Part, Callable[[argparse.Namespace], None]] = {
     Part.LISTWISE: _measure_listwise,
     Part.VISION: _measure_vision,
     Part.MEMORY: _measure_memory,
+    Part.ARENA: _measure_arena,
     Part.BAKE_8B: partial(_measure_bake, Part.BAKE_8B, bake_layers.QWEN3_8B_BAKE),
     Part.BAKE_V4: partial(_measure_bake, Part.BAKE_V4, bake_layers.JINA_V4_BAKE),
 }

@@ -30,7 +30,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Part(StrEnum):
-    """What can be measured. Those of full-size models but memory are measured only if asked for."""
+    """What can be measured. Others than `DEFAULT_PARTS` take long and are measured only if asked for."""
 
     RETRIEVAL = "retrieval"
     BULK = "bulk"
@@ -42,6 +42,7 @@ class Part(StrEnum):
     LISTWISE = "listwise"
     VISION = "vision"
     MEMORY = "memory"
+    ARENA = "arena"
     BAKE_8B = "bake-8b"
     BAKE_V4 = "bake-v4"
 
@@ -52,7 +53,7 @@ SPEED_PRECISIONS = (Precision.FP32, Precision.INT8)
 CPU_PRECISIONS = (*DEFAULT_PRECISIONS, Precision.INT4)
 PRECISIONS = {  # where none is asked for
     **dict.fromkeys(SMALL_PARTS, DEFAULT_PRECISIONS),
-    **dict.fromkeys((Part.ENCODERS, Part.DECODERS, Part.LISTWISE, Part.MEMORY), SPEED_PRECISIONS),
+    **dict.fromkeys((Part.ENCODERS, Part.DECODERS, Part.LISTWISE, Part.MEMORY, Part.ARENA), SPEED_PRECISIONS),
     Part.PRECISION: CPU_PRECISIONS,
     Part.VISION: (Precision.FP32,),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), (Precision.INT8_BLOCK,)),
@@ -73,7 +74,7 @@ SAID = {
     Part.DECODERS: ("decoder_models", "sizes", "runs"),
     Part.LISTWISE: ("documents", "runs"),
     Part.VISION: ("runs",),
-    Part.MEMORY: ("runs",),
+    **dict.fromkeys((Part.MEMORY, Part.ARENA), ("runs",)),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("layers",)),
 }
 PLACES = {
@@ -85,6 +86,7 @@ PLACES = {
     Part.LISTWISE: ("xquad", "qwen_tokenizer", "torch_python", "work_dir"),
     Part.VISION: ("qwen_tokenizer", "torch_python", "work_dir"),
     Part.MEMORY: ("xlmr_tokenizer", "work_dir"),
+    Part.ARENA: ("models_dir",),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("qwen_tokenizer", "work_dir")),
 }
 
