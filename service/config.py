@@ -74,7 +74,8 @@ def from_environment(environ: Mapping[str, str]) -> Settings:
     }
     values = {field: value for field, value in values.items() if value is not None}
     workers = values.get("workers", 1)
-    values.setdefault("intra_op_threads", max(1, host.num_usable_cores() // workers))
+    most = max(1, host.num_usable_cores() // workers)  # more threads than cores would only take turns
+    values["intra_op_threads"] = min(most, values.get("intra_op_threads", most))
     return Settings(**values)
 
 

@@ -142,6 +142,7 @@ class Registry:
             device=self._placement.device,
             reason=self._placement.reason,
             memory_bytes=self._placement.memory_bytes,
+            threads=self._settings.intra_op_threads,
         )
 
     def _open(self, bundle: Bundle) -> Loaded:

@@ -20,7 +20,8 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert settings.intra_op_threads >= 1
 
 
-def test_values_are_read() -> None:
+def test_values_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.host.num_usable_cores", lambda: 8)
     settings = from_environment(
         {
             "PORT": "9000",
@@ -30,6 +31,8 @@ def test_values_are_read() -> None:
             "VERIFY_HASHES": "1",
             "INTRA_OP_THREADS": "3",
             "DEVICE": "CUDA:1",
+            "REQUEST_TIMEOUT": "0.5",
+            "MAX_QUEUE_TOKENS": "1000",
         }
     )
     assert settings.port == 9000
@@ -39,6 +42,7 @@ def test_values_are_read() -> None:
     assert settings.verify_hashes
     assert settings.device == Wish(Kind.CUDA, 1)
     assert settings.intra_op_threads == 3
+    assert (settings.request_timeout, settings.max_queue_tokens) == (0.5, 1000)
 
 
 @pytest.mark.parametrize("name", ["WORKERS", "THREADS", "INTRA_OP_THREADS", "PRECISION", "DEVICE"])
@@ -55,6 +59,14 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.host.num_usable_cores", lambda: 8)
     assert from_environment({"WORKERS": "3"}).intra_op_threads == 2
     assert from_environment({"WORKERS": "16"}).intra_op_threads == 1
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("1", 1), ("4", 4), ("5", 4), ("64", 4)])
+def test_workers_never_have_more_threads_than_cores(
+    monkeypatch: pytest.MonkeyPatch, asked: str, threads: int
+) -> None:
+    monkeypatch.setattr("service.host.num_usable_cores", lambda: 8)
+    assert from_environment({"WORKERS": "2", "INTRA_OP_THREADS": asked}).intra_op_threads == threads
 
 
 @pytest.mark.parametrize(

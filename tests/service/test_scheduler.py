@@ -148,7 +148,7 @@ def test_two_bulk_requests_take_turns_though_one_came_first() -> None:
 def test_a_bulk_request_goes_on_beside_short_ones_without_end() -> None:
     with callers(10) as found:
         bulk = found.start(texts(1, *[10] * 5))
-        shorts = []
+        shorts: list[Future[Any]] = []
         while not bulk.done() and len(shorts) < 200:
             num_runs = len(found.session.runs)
             shorts.append(found.ask(texts(2, 9)))  # one more always waits
