@@ -14,12 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.bake import BakeRequest, Verification, bake
-from convert.catalog import RECIPES
 from service.graphs import ROUNDS_ACTIVATIONS
 from service.manifest import Precision
-from tests import xlmr
-from tests.bench import child, full_size_xlmr, models, precision, tables
+from tests.bench import child, full_size_xlmr, models, precision, soak, tables
 from tests.bench.arena_process import Way
 from tests.bench.cases import Size
 from tests.bench.child import Child
@@ -87,11 +84,7 @@ def measure(models_dir: Path, precisions: Sequence[Precision], num_turns: int, c
 
 
 def _subjects(models_dir: Path, work: Path, precisions: Sequence[Precision]) -> list[Subject]:
-    source = xlmr.write_bge_m3(work / "checkpoint", sizes=xlmr.LONG)
-    request = BakeRequest(
-        out=work, source=str(source), precisions=tuple(precisions), verification=Verification.SKIP
-    )
-    bake(RECIPES[xlmr.BGE_M3], request)
+    long = soak.bake_long(work, precisions)
     wide = work / "wide"
     full_size_xlmr.write_layers(wide / "checkpoint", WIDE_LAYERS, precision.VOCABULARY)
     precision.write(wide / "checkpoint", wide, precisions)
@@ -100,7 +93,7 @@ def _subjects(models_dir: Path, work: Path, precisions: Sequence[Precision]) -> 
         Subject(name, folder / each / "model.onnx", each, limit, num_runs, sizes)
         for name, folder, limit, num_runs, sizes in (
             (MODEL, models_dir / MODEL, 256, 1000, SHORT_SIZES),
-            (f"tiny {xlmr.BGE_M3}", work / xlmr.BGE_M3, MAX_TOKENS, 400, SHORT_SIZES),
+            (f"tiny {long}", work / long, MAX_TOKENS, 400, SHORT_SIZES),
             (shape, wide, MAX_TOKENS, 100, LONG_SIZES),
         )
         for each in precisions

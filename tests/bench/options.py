@@ -20,7 +20,7 @@ from tests.bench.server import MODEL, TUNABLE
 DEFAULT_MODELS_DIR = Path("onnx_models")
 DEFAULT_XQUAD = Path("../shared/data/retrieval/xquad")
 DEFAULT_CODE = Path("../shared/data/retrieval/code")
-DEFAULT_RUNS, DEFAULT_SECONDS = 5, 8.0
+DEFAULT_RUNS, DEFAULT_SECONDS, DEFAULT_SOAK_SECONDS = 5, 8.0, 600
 DEFAULT_ENCODERS = (Encoder.JINA_V3, Encoder.BGE_M3, Encoder.BGE_RERANKER)
 DEFAULT_DECODERS = (Decoder.QWEN3_06B,)
 DEFAULT_TASKS = "text-matching"
@@ -43,6 +43,7 @@ class Part(StrEnum):
     VISION = "vision"
     MEMORY = "memory"
     ARENA = "arena"
+    SOAK = "soak"
     BAKE_8B = "bake-8b"
     BAKE_V4 = "bake-v4"
 
@@ -53,7 +54,9 @@ SPEED_PRECISIONS = (Precision.FP32, Precision.INT8)
 CPU_PRECISIONS = (*DEFAULT_PRECISIONS, Precision.INT4)
 PRECISIONS = {  # where none is asked for
     **dict.fromkeys(SMALL_PARTS, DEFAULT_PRECISIONS),
-    **dict.fromkeys((Part.ENCODERS, Part.DECODERS, Part.LISTWISE, Part.MEMORY, Part.ARENA), SPEED_PRECISIONS),
+    **dict.fromkeys(
+        (Part.ENCODERS, Part.DECODERS, Part.LISTWISE, Part.MEMORY, Part.ARENA, Part.SOAK), SPEED_PRECISIONS
+    ),
     Part.PRECISION: CPU_PRECISIONS,
     Part.VISION: (Precision.FP32,),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), (Precision.INT8_BLOCK,)),
@@ -75,6 +78,7 @@ SAID = {
     Part.LISTWISE: ("documents", "runs"),
     Part.VISION: ("runs",),
     **dict.fromkeys((Part.MEMORY, Part.ARENA), ("runs",)),
+    Part.SOAK: ("soak_seconds",),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("layers",)),
 }
 PLACES = {
@@ -86,7 +90,7 @@ PLACES = {
     Part.LISTWISE: ("xquad", "qwen_tokenizer", "torch_python", "work_dir"),
     Part.VISION: ("qwen_tokenizer", "torch_python", "work_dir"),
     Part.MEMORY: ("xlmr_tokenizer", "work_dir"),
-    Part.ARENA: ("models_dir",),
+    **dict.fromkeys((Part.ARENA, Part.SOAK), ("models_dir",)),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("qwen_tokenizer", "work_dir")),
 }
 
@@ -106,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
     add("--code", type=Path, default=DEFAULT_CODE, help="the retrieval set of code (%(default)s)")
     add("--runs", type=_positive(int), default=DEFAULT_RUNS, help="of all but single (%(default)s)")
     add("--seconds", type=_positive(float), default=DEFAULT_SECONDS, help="length of a run (%(default)s)")
+    add("--soak-seconds", type=_positive(int), default=DEFAULT_SOAK_SECONDS, help="of soak (%(default)s)")
     _add_full_size(made.add_argument_group("full-size models"))
     return made
 
