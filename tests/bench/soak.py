@@ -100,7 +100,7 @@ def table(service: Service, load: Load, soak: Soak, command: str) -> list[str]:
     minutes = range(1, len(soak.samples) // MINUTE + 1)
     rows = [(str(minute), *_megabytes(soak.at(minute * MINUTE))) for minute in minutes]
     title = (
-        f"{service.model}, {service.precision}: {load.num_clients} clients, {soak.num_requests:,} requests, each "
+        f"{service.model}, {service.precision}: {load.num_clients} clients, {soak.num_requests:,} requests "
         f"of up to {load.max_texts} texts of up to {load.max_tokens:,} tokens; medians of {WINDOW} seconds"
     )
     growth = soak.growth(MINUTE)
