@@ -13,7 +13,7 @@ from tests.bench.soak import Load, Memory, Soak
 from tests.conftest import MODEL
 
 SECONDS, BASELINE_SECOND = 42, 20
-MAX_GROWTH = 1.2  # more than in ten minutes: threads are still getting to know their first long texts
+MAX_GROWTH = 1.15  # more than in ten minutes: threads are still getting to know their first long texts
 
 
 def test_growth_is_seen() -> None:
