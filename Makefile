@@ -8,7 +8,7 @@ MODEL := all-minilm-l6-v2
 MODELS_DIR ?= onnx_models
 export MODELS_DIR
 
-.PHONY: serve test test-full check fix bench bench-memory bench-soak bench-precision bench-quality gpu-check clean
+.PHONY: serve test test-full check fix bench bench-memory bench-soak bench-serve bench-precision bench-quality gpu-check clean
 
 serve: $(VENV)/.serve
 	$(BIN)/python -m convert $(MODEL) --out $(MODELS_DIR)
@@ -48,6 +48,10 @@ bench-quality: $(VENV)/.test
 # Beside OpenVINO: make bench-precision BENCH="--openvino-python ENV/bin/python"
 bench-precision: $(VENV)/.test
 	$(BIN)/python -m tests.bench --only precision $(BENCH)
+
+# Loads, overload, fairness. Beside infinity: make bench-serve BENCH="--infinity-python ENV/bin/python"
+bench-serve: $(VENV)/.test
+	$(BIN)/python -m tests.bench --only bulk,beside,overload,fairness,together,encoding $(BENCH)
 
 # On a host with a GPU; elsewhere it says what is missing. Options: make gpu-check GPU_CHECK="--only parity"
 gpu-check: $(VENV)/.test

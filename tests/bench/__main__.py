@@ -32,6 +32,7 @@ from tests.bench import (
     quality,
     retrieval,
     server,
+    serving,
     shared_weights,
     single,
     soak,
@@ -79,12 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = options.parser().parse_args(arguments)
     try:
         _print_lines(_host_facts())
-        if any(part in MEASUREMENTS for part in chosen.only):
+        if {*chosen.only} & {*MEASUREMENTS, *serving.PARTS}:
             _bake_if_absent(chosen.models_dir)
+        if {*chosen.only} & {*MEASUREMENTS}:
             _measure(chosen, texts.load(chosen.xquad))
-        for part, measure in FULL_SIZE.items():
-            if part in chosen.only:
-                measure(chosen)
+        for part in chosen.only:
+            if part in serving.PARTS:
+                _print_lines(serving.PARTS[part](chosen))
+            elif part in FULL_SIZE:
+                FULL_SIZE[part](chosen)
     except (BenchError, ProjectError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

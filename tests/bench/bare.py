@@ -6,8 +6,10 @@ nothing: texts, groups and padding are the service's by construction. Knows no H
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -57,11 +59,11 @@ class Recorder:
         return [np.zeros((num_rows, dimensions), dtype=np.float32) for _ in outputs]
 
 
-def open_as_served(service: Service) -> EmbeddingModel:
-    """Open the model in this process as the service has opened it in its own."""
-    settings = SessionSettings(service.settings.intra_op_threads)
+def open_as_served(service: Service, num_lanes: int = 1) -> EmbeddingModel:
+    """Open the model in this process for one of so many runs at once: its part of threads and of tokens."""
+    settings = SessionSettings(max(1, service.settings.intra_op_threads // num_lanes))
     graphs = Graphs(service.bundle, contract.load(service.bundle), service.precision, settings)
-    return open_model(graphs, Scheduler(service.settings.max_batch_tokens))
+    return open_model(graphs, Scheduler(service.settings.max_batch_tokens // num_lanes))
 
 
 def record(model: EmbeddingModel, texts: Sequence[str]) -> Request:
@@ -72,10 +74,21 @@ def record(model: EmbeddingModel, texts: Sequence[str]) -> Request:
     return Request(recorder.runs, embedded.num_tokens)
 
 
-def time_runs(session: Session, requests: Sequence[Request]) -> float:
-    """Return the seconds that the session takes for the runs of the requests."""
+def time_runs(session: Session, requests: Sequence[Request], num_at_once: int = 1) -> float:
+    """Return the seconds that the session takes for the runs of the requests, in their order."""
+    runs = iter([run for request in requests for run in request.runs])
+    guard = threading.Lock()
+
+    def take() -> Run | None:
+        with guard:
+            return next(runs, None)
+
+    def work() -> None:
+        while (run := take()) is not None:
+            session.run(*run)
+
     begin = time.perf_counter()
-    for request in requests:
-        for inputs, outputs in request.runs:
-            session.run(inputs, outputs)
+    with ThreadPoolExecutor(num_at_once) as threads:
+        for worker in [threads.submit(work) for _ in range(num_at_once)]:
+            worker.result()
     return time.perf_counter() - begin

@@ -12,7 +12,8 @@ import orjson
 
 from tests.bench.errors import BenchError
 from tests.bench.load import HEADERS, MAX_SHOWN
-from tests.bench.server import Service
+from tests.bench.server import ANSWER_SECONDS, Service
+from tests.processes import LOCALHOST
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,16 @@ def exchange(service: Service, request: Request) -> tuple[float, dict[str, Any]]
     if num_tokens != request.num_billed:
         raise BenchError(f"the service counted {num_tokens} tokens instead of {request.num_billed}")
     return seconds, answer
+
+
+def post(port: int, route: str, body: bytes) -> dict[str, Any]:
+    """Return the answer of a server that may be another one. Raises BenchError when it is not 200."""
+    with closing(http.client.HTTPConnection(LOCALHOST, port, timeout=ANSWER_SECONDS)) as connection:
+        connection.request("POST", route, body, HEADERS)
+        response = connection.getresponse()
+        received = response.read()
+    if response.status != http.client.OK:
+        shown = received.decode(errors="replace")[:MAX_SHOWN]
+        raise BenchError(f"POST {route} answered {response.status}: {shown}")
+    answer: dict[str, Any] = orjson.loads(received)
+    return answer

@@ -45,9 +45,9 @@ class Load:
         return [orjson.loads(answer.body) for answer in self.answers]
 
 
-def encode(texts: Sequence[str]) -> bytes:
+def encode(texts: Sequence[str], model: str = MODEL) -> bytes:
     """Return the body of a request, as users send it: float vectors, cut at the model's limit."""
-    return orjson.dumps({"model": MODEL, "input": texts, "truncate": True})
+    return orjson.dumps({"model": model, "input": texts, "truncate": True})
 
 
 def run(service: Service, streams: Sequence[Iterator[bytes]], seconds: float = math.inf) -> Load:

@@ -44,12 +44,19 @@ class Part(StrEnum):
     MEMORY = "memory"
     ARENA = "arena"
     SOAK = "soak"
+    BESIDE = "beside"
+    OVERLOAD = "overload"
+    FAIRNESS = "fairness"
+    TOGETHER = "together"
+    ENCODING = "encoding"
     BAKE_8B = "bake-8b"
     BAKE_V4 = "bake-v4"
 
 
 SMALL_PARTS = (Part.RETRIEVAL, Part.BULK, Part.SINGLE)
 DEFAULT_PARTS = (*SMALL_PARTS, Part.QUALITY, Part.PRECISION, Part.MEMORY)
+# The loads of `make bench-serve`, which measures bulk as well.
+SERVE_PARTS = (Part.BESIDE, Part.OVERLOAD, Part.FAIRNESS, Part.TOGETHER)
 SPEED_PRECISIONS = (Precision.FP32, Precision.INT8)
 CPU_PRECISIONS = (*DEFAULT_PRECISIONS, Precision.INT4)
 PRECISIONS = {  # where none is asked for
@@ -59,6 +66,8 @@ PRECISIONS = {  # where none is asked for
     ),
     Part.PRECISION: CPU_PRECISIONS,
     Part.VISION: (Precision.FP32,),
+    Part.BESIDE: CPU_PRECISIONS,
+    **dict.fromkeys((Part.OVERLOAD, Part.FAIRNESS, Part.TOGETHER), SPEED_PRECISIONS),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), (Precision.INT8_BLOCK,)),
 }
 SIZES = {
@@ -79,10 +88,17 @@ SAID = {
     Part.VISION: ("runs",),
     **dict.fromkeys((Part.MEMORY, Part.ARENA), ("runs",)),
     Part.SOAK: ("soak_seconds",),
+    **dict.fromkeys((Part.BESIDE, Part.FAIRNESS, Part.TOGETHER), ("runs", "seconds")),
+    Part.OVERLOAD: ("seconds",),
+    Part.ENCODING: (),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("layers",)),
 }
 PLACES = {
     **dict.fromkeys(SMALL_PARTS, ("models_dir", "xquad")),
+    **dict.fromkeys((Part.FAIRNESS, Part.TOGETHER), ("models_dir", "xquad")),
+    Part.BESIDE: ("models_dir", "xquad", "infinity_python"),
+    Part.OVERLOAD: ("models_dir", "xquad", "plot"),
+    Part.ENCODING: (),
     Part.QUALITY: ("xquad", "code"),
     Part.PRECISION: ("models_dir", "xquad", "openvino_python"),
     Part.ENCODERS: ("xlmr_tokenizer", "work_dir"),
@@ -111,6 +127,8 @@ def parser() -> argparse.ArgumentParser:
     add("--runs", type=_positive(int), default=DEFAULT_RUNS, help="of all but single (%(default)s)")
     add("--seconds", type=_positive(float), default=DEFAULT_SECONDS, help="length of a run (%(default)s)")
     add("--soak-seconds", type=_positive(int), default=DEFAULT_SOAK_SECONDS, help="of soak (%(default)s)")
+    add("--infinity-python", type=Path, help="interpreter with infinity-emb, to compare with (left out)")
+    add("--plot", type=Path, help="PNG of the overload curve of the first precision (not drawn)")
     _add_full_size(made.add_argument_group("full-size models"))
     return made
 

@@ -1,0 +1,81 @@
+"""What `make bench-serve` runs: each part, at which precisions, beside what. Measures nothing itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from service.manifest import Precision
+from tests.bench import (
+    beside,
+    encoded,
+    fairness,
+    infinity_process,
+    options,
+    overload,
+    overload_plot,
+    server,
+    texts,
+    together,
+)
+from tests.bench.options import Part
+
+
+def _beside(chosen: argparse.Namespace) -> list[str]:
+    """Measure what the service does beside infinity, which stays open throughout."""
+    found, python = texts.load(chosen.xquad), infinity_process.interpreter(chosen.infinity_python)
+    num_threads = server.tuned_settings().intra_op_threads
+    figures: dict[Precision, beside.Figures] = {}
+    with infinity_process.serve(python, num_threads) if python else nullcontext() as infinity:
+        for precision in options.precisions(Part.BESIDE, chosen):
+            with server.serve(chosen.models_dir, precision) as service:
+                figures[precision] = beside.measure(service, infinity, found, chosen.runs, chosen.seconds)
+        what = f"in turns with {infinity.description}" if infinity else "alone"
+    title = f"closed loops, {what}; {found.source}"
+    command = options.command(Part.BESIDE, chosen)
+    return beside.table(figures, title, command) + beside.verdicts(figures)
+
+
+def _overload(chosen: argparse.Namespace) -> list[str]:
+    found = texts.load(chosen.xquad)
+    figures = {
+        precision: overload.measure(chosen.models_dir, precision, found, chosen.seconds)
+        for precision in options.precisions(Part.OVERLOAD, chosen)
+    }
+    if chosen.plot:
+        precision, first = next(iter(figures.items()))
+        overload_plot.draw(first, precision, chosen.plot)
+    command = options.command(Part.OVERLOAD, chosen)
+    return overload.table(figures, found.source, command) + overload.verdicts(figures)
+
+
+def _fairness(chosen: argparse.Namespace) -> list[str]:
+    found, figures = texts.load(chosen.xquad), {}
+    for precision in options.precisions(Part.FAIRNESS, chosen):
+        with server.serve(chosen.models_dir, precision) as service:
+            figures[precision] = fairness.measure(service, found, chosen.runs, chosen.seconds)
+    return fairness.table(figures, found.source, options.command(Part.FAIRNESS, chosen))
+
+
+def _together(chosen: argparse.Namespace) -> list[str]:
+    found = texts.load(chosen.xquad)
+    figures = {
+        precision: together.measure(chosen.models_dir, precision, found, chosen.runs, chosen.seconds)
+        for precision in options.precisions(Part.TOGETHER, chosen)
+    }
+    return together.table(figures, found.source, options.command(Part.TOGETHER, chosen))
+
+
+def _encoding(chosen: argparse.Namespace) -> list[str]:
+    return encoded.table(encoded.measure(), options.command(Part.ENCODING, chosen))
+
+
+PARTS: dict[Part, Callable[[argparse.Namespace], Any]] = {
+    Part.BESIDE: _beside,
+    Part.OVERLOAD: _overload,
+    Part.FAIRNESS: _fairness,
+    Part.TOGETHER: _together,
+    Part.ENCODING: _encoding,
+}
