@@ -8,7 +8,7 @@ MODEL := all-minilm-l6-v2
 MODELS_DIR ?= onnx_models
 export MODELS_DIR
 
-.PHONY: serve test test-full check fix bench bench-memory bench-precision bench-quality bench-serve gpu-check clean
+.PHONY: serve test test-full check fix bench bench-memory bench-soak bench-serve bench-precision bench-quality gpu-check clean
 
 serve: $(VENV)/.serve
 	$(BIN)/python -m convert $(MODEL) --out $(MODELS_DIR)
@@ -36,6 +36,10 @@ bench: $(VENV)/.test
 # Weights in memory and loads, with and without prepacked copies: 15 GB of disk for a while.
 bench-memory: $(VENV)/.test
 	$(BIN)/python -m tests.bench --only memory $(BENCH)
+
+# Whether memory stays under texts of ever other lengths; four times ten minutes. BENCH="--soak-seconds 120"
+bench-soak: $(VENV)/.test
+	$(BIN)/python -m tests.bench --only soak $(BENCH)
 
 # How fast and how good every form of the default model is.
 bench-quality: $(VENV)/.test

@@ -2,7 +2,8 @@
 
 Measured as anonymous memory (RssAnon) on AVX512-VNNI with ONNX Runtime 1.31.1, XLM-R-large shape: fp32
 1158 MiB for 1152 MiB of linear layers, int8 297 for 288, int8-block 366 for 324; the rest of the weights, the
-word table, stays mapped and is read as it is needed. A run of 8x128 tokens took 90, 68 and 101 MiB.
+word table, stays mapped and is read as it is needed. A run of 8x128 tokens took 90, 68 and 101 MiB, which
+its session keeps for the next; longer ones give their memory back.
 A prepacked copy keeps the packed layers mapped too, once for all workers: fp32 took 5 MB, int8 11 MB.
 """
 
@@ -48,11 +49,13 @@ def needed_bytes(
     tasks: Sequence[str | None],
     batch_tokens: int,
     sharers: int = 1,
+    num_sessions: int = 1,
 ) -> int:
-    """Return what the graphs of tasks, the tokenizer and one run of `batch_tokens` take.
+    """Return what the graphs of tasks, each in `num_sessions`, and the tokenizer take.
 
-    Of weights that `sharers` workers map together, a worker is taken to need its share. Longer texts, and
-    tasks that are opened later, come on top.
+    A session keeps the memory of a run of `batch_tokens`, the tower's does not. Of weights that `sharers`
+    workers map together, a worker is taken to need its share. Longer texts while they run, and tasks that are
+    opened later, come on top.
     """
     files = graph_files(manifest, precision, tasks)
     tower = manifest.vision.file if manifest.vision else ""
@@ -60,9 +63,9 @@ def needed_bytes(
     tables = {file: 0 if file == tower else table for file in files}
     linear = sum(max(0, weights_bytes(manifest, file) - tables[file]) for file in files)
     mapped = linear * LINEAR_FACTOR + table * TABLE_SHARE
-    states = STATE_FLOATS * FLOAT_BYTES * batch_tokens * manifest.dimensions
+    states = STATE_FLOATS * FLOAT_BYTES * batch_tokens * manifest.dimensions * len(files - {tower})
     tokenizer = TOKENIZER_BYTES * manifest.vocabulary_size
-    return round(mapped / sharers) + SESSION_BYTES * len(files) + states + tokenizer
+    return round(mapped / sharers) + num_sessions * (SESSION_BYTES * len(files) + states) + tokenizer
 
 
 def weights_bytes(manifest: Manifest, file: str) -> int:

@@ -49,6 +49,7 @@ class Registry:
         self._placement = placement
         self._is_broken = False  # a device that DEVICE names does not work
         self._scheduler = scheduler
+        self._num_lanes = lanes.count(settings.intra_op_threads)
         self._bundles = find_bundles(settings)
         self._loaded: dict[str, Loaded] = {}
         self._failed: dict[str, str] = {}
@@ -160,7 +161,8 @@ class Registry:
         def open_choice(choice: Choice) -> Model:
             settings = SessionSettings(
                 self._settings.intra_op_threads,
-                num_lanes=lanes.count(self._settings.intra_op_threads),
+                num_lanes=self._num_lanes,
+                max_kept_tokens=self._settings.max_batch_tokens,
                 device=choice.device,
                 gpu_bytes=place.gpu_bytes,
             )
@@ -180,12 +182,15 @@ class Registry:
         """Estimate what each precision takes of the host's memory: less where workers share copies."""
         manifest, needs = copies.manifest, dict[Precision, int]()
         is_on_cpu = self._placement.device.kind == DeviceKind.CPU  # all workers are, else only some may be
+        has_lanes, batch_tokens = self._num_lanes > 1, self._settings.max_batch_tokens
         for precision in manifest.precisions:
             files = footprint.graph_files(manifest, precision, tasks)
             is_shared = is_on_cpu and all(map(copies.can_share, files))
             sharers = (self._settings.workers or 1) if is_shared else 1
-            batch_tokens = self._settings.max_batch_tokens
-            needs[precision] = footprint.needed_bytes(manifest, precision, tasks, batch_tokens, sharers)
+            num_sessions = 2 if is_shared and has_lanes else 1  # a copy has a narrow session too
+            needs[precision] = footprint.needed_bytes(
+                manifest, precision, tasks, batch_tokens, sharers, num_sessions
+            )
         return needs
 
     def _site(self) -> Site:

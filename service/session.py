@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from service import providers
-from service.devices import CPU, Device
+from service.devices import CPU, Device, Kind
 from service.errors import BundleError, NotOnDevice
 from service.providers import Backend
 
@@ -28,6 +29,9 @@ INLINE_BYTES = 1024
 # more leaves some 4 MB behind: not for large copies, nor where threads are many.
 COPY_DATA_ENDING = ".data"
 MAX_PARALLEL_BYTES, MAX_PARALLEL_THREADS = 1 << 30, 2
+# A session keeps for its next run the most memory that any has taken: fast, as every page that is new costs
+# time. But a long text takes up to a gigabyte, and computes for so long that new pages hardly count.
+SHRINK_ARENA, CPU_ARENA = "memory.enable_memory_arena_shrinkage", "cpu:0"
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float32]
@@ -40,6 +44,7 @@ class SessionSettings:
     num_threads: int
     may_pad: bool = True  # whether texts of unequal length may share a run
     num_lanes: int = 1  # narrow runs that may go beside each other, on equal parts of the threads
+    max_kept_tokens: int = 1024  # rows x tokens: on the CPU a run of more gives its memory back
     device: Device = CPU
     gpu_bytes: int | None = None  # the most that the session's arena on a GPU may take; None: no limit
 
@@ -59,10 +64,11 @@ class Session:
         if is_prepacked and settings.num_lanes > 1:
             num_threads = max(1, settings.num_threads // settings.num_lanes)
             self._narrow = _native(path, replace(settings, num_threads=num_threads), is_prepacked=True)
-        _give_memory_back()
+        give_memory_back()
         if not providers.is_on(self._native, settings.device):
             raise NotOnDevice(f"{path} does not run on {settings.device}: ONNX Runtime took the CPU instead")
         self.may_pad = settings.may_pad
+        self._max_kept_tokens = settings.max_kept_tokens if settings.device.kind == Kind.CPU else math.inf
         self.output_names = tuple(value.name for value in self._native.get_outputs())
 
     @property
@@ -71,8 +77,14 @@ class Session:
         return self._narrow is not None
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
-        """Compute the named outputs on all threads."""
-        computed: list[Floats] = self._native.run(list(outputs), dict(inputs))
+        """Compute the named outputs on all threads, one run at a time; a long one gives its memory back."""
+        if _num_tokens(inputs) <= self._max_kept_tokens:
+            computed: list[Floats] = self._native.run(list(outputs), dict(inputs))
+        else:
+            options = onnxruntime.RunOptions()
+            options.add_run_config_entry(SHRINK_ARENA, CPU_ARENA)
+            computed = self._native.run(list(outputs), dict(inputs), options)
+            give_memory_back()
         return computed
 
     def run_narrow(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
@@ -83,7 +95,7 @@ class Session:
 
 
 def _native(path: Path, settings: SessionSettings, *, is_prepacked: bool) -> onnxruntime.InferenceSession:
-    options, backend = _options(settings), providers.backend(settings.device, settings.gpu_bytes)
+    options, backend = library_options(settings), providers.backend(settings.device, settings.gpu_bytes)
     if is_prepacked:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         backend = replace(backend, disabled_optimizers=[])
@@ -96,7 +108,7 @@ def _native(path: Path, settings: SessionSettings, *, is_prepacked: bool) -> onn
 
 def save_prepacked(path: Path, graph: Path, data_name: str, num_threads: int) -> None:
     """Write a graph as it is after optimizing, with its constants in a file beside it. Raises BundleError."""
-    options = _options(SessionSettings(num_threads))
+    options = library_options(SessionSettings(num_threads))
     options.optimized_model_filepath = str(graph)
     options.add_session_config_entry(SAVED_DATA, data_name)
     options.add_session_config_entry(SAVED_MIN_BYTES, str(INLINE_BYTES))
@@ -104,7 +116,8 @@ def save_prepacked(path: Path, graph: Path, data_name: str, num_threads: int) ->
     _open(path, options, providers.backend())
 
 
-def _options(settings: SessionSettings) -> onnxruntime.SessionOptions:
+def library_options(settings: SessionSettings) -> onnxruntime.SessionOptions:
+    """Return how the library is told to run a graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.num_threads
     options.inter_op_num_threads = 1
@@ -136,8 +149,13 @@ def _packs_at_once(copy: Path, num_threads: int) -> bool:
     return is_small and num_threads <= MAX_PARALLEL_THREADS
 
 
-def _give_memory_back() -> None:
-    """Return to the system what the load freed; only glibc keeps it, and only glibc can be asked."""
+def _num_tokens(inputs: Mapping[str, Array]) -> int:
+    """Return rows x tokens of a run; each number of an image counts as one: the tower gives all back."""
+    return math.prod(next(iter(inputs.values())).shape[:2])
+
+
+def give_memory_back() -> None:
+    """Return to the system what has been freed; only glibc keeps it, and only glibc can be asked."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -10,7 +10,7 @@ import string
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,7 @@ class Sizes:
 
 
 TINY = Sizes(rows=2100, hidden=32, layers=2, heads=4, feed_forward=64, positions=130)
+LONG = replace(TINY, positions=8194)  # as tiny, but for texts of the real length
 WIDE = Sizes(rows=250_002, hidden=1024, layers=1, heads=16, feed_forward=256, positions=8194)
 V3_TOKENS = TINY.positions  # the limit of the tiny models: rotary positions, and learned ones from 2 on
 BGE_TOKENS = TINY.positions - 2
@@ -106,21 +107,23 @@ def write_jina_v3_peft(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_bge_m3(folder: Path, *, with_heads: bool = True, as_torch: bool = True, seed: int = 0) -> Path:
+def write_bge_m3(
+    folder: Path, *, with_heads: bool = True, as_torch: bool = True, seed: int = 0, sizes: Sizes = TINY
+) -> Path:
     """Write bge-m3 as published, in torch's own files, or with its weights as safetensors."""
-    tensors = _xlm_roberta(TINY, seed) | _linear("pooler.dense", TINY.hidden, TINY.hidden, seed)
+    tensors = _xlm_roberta(sizes, seed) | _linear("pooler.dense", sizes.hidden, sizes.hidden, seed)
     if as_torch:
         write_torch_file(folder / "pytorch_model.bin", tensors, F32)
     else:
         write_safetensors(folder / "model.safetensors", tensors, F32)
-    for head, num_out in (("sparse_linear", 1), ("colbert_linear", TINY.hidden)) if with_heads else ():
-        drawn = _linear(head, num_out, TINY.hidden, seed)
+    for head, num_out in (("sparse_linear", 1), ("colbert_linear", sizes.hidden)) if with_heads else ():
+        drawn = _linear(head, num_out, sizes.hidden, seed)
         drawn[f"{head}.bias"] += SPARSE_BIAS if head == "sparse_linear" else 0
         write_torch_file(folder / f"{head}.pt", {name.split(".")[1]: drawn[name] for name in drawn}, F16)
     config = {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", "torch_dtype": "float32"}
-    write_json(folder / "config.json", TINY.config | config | {"position_embedding_type": "absolute"})
+    write_json(folder / "config.json", sizes.config | config | {"position_embedding_type": "absolute"})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 8192, "do_lower_case": False})
-    _write_pooling(folder, TINY, "cls_token")
+    _write_pooling(folder, sizes, "cls_token")
     (folder / "tokenizer.json").write_bytes(tokenizer())
     return folder
 

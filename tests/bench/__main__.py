@@ -19,6 +19,7 @@ from service import host
 from service.errors import ProjectError
 from service.manifest import MANIFEST_FILE, Precision
 from tests.bench import (
+    arena,
     bake_layers,
     bulk,
     cases,
@@ -34,6 +35,7 @@ from tests.bench import (
     serving,
     shared_weights,
     single,
+    soak,
     texts,
     torch_process,
     vision,
@@ -210,6 +212,27 @@ def _measure_memory(chosen: argparse.Namespace) -> None:
         shared_weights.measure(plan, command)
 
 
+def _measure_arena(chosen: argparse.Namespace) -> None:
+    _bake_if_absent(chosen.models_dir)
+    precisions = options.precisions(Part.ARENA, chosen)
+    arena.measure(chosen.models_dir, precisions, chosen.runs, options.command(Part.ARENA, chosen))
+
+
+def _measure_soak(chosen: argparse.Namespace) -> None:
+    _bake_if_absent(chosen.models_dir)
+    command, precisions = options.command(Part.SOAK, chosen), options.precisions(Part.SOAK, chosen)
+    with models.work_folder(None) as work:
+        long = soak.bake_long(Path(work), precisions)
+        for folder, model, load in (
+            (chosen.models_dir, MODEL, soak.DEFAULT_LOAD), (Path(work), long, soak.LONG_LOAD),
+        ):  # fmt: skip
+            for precision in precisions:
+                print(f"{model}: {precision}: {chosen.soak_seconds} s", file=sys.stderr)
+                with serve(folder, precision, model) as service:
+                    found = soak.measure(service, load, chosen.soak_seconds)
+                _print_lines(soak.table(service, load, found, command))
+
+
 def _measure_bake(part: Part, deep: bake_layers.Deep, chosen: argparse.Namespace) -> None:
     precisions = options.precisions(part, chosen)
     found: list[bake_layers.Figures] = []
@@ -231,6 +254,8 @@ FULL_SIZE: dict[Part, Callable[[argparse.Namespace], None]] = {
     Part.LISTWISE: _measure_listwise,
     Part.VISION: _measure_vision,
     Part.MEMORY: _measure_memory,
+    Part.ARENA: _measure_arena,
+    Part.SOAK: _measure_soak,
     Part.BAKE_8B: partial(_measure_bake, Part.BAKE_8B, bake_layers.QWEN3_8B_BAKE),
     Part.BAKE_V4: partial(_measure_bake, Part.BAKE_V4, bake_layers.JINA_V4_BAKE),
 }

@@ -20,7 +20,7 @@ from tests.bench.server import MODEL, TUNABLE
 DEFAULT_MODELS_DIR = Path("onnx_models")
 DEFAULT_XQUAD = Path("../shared/data/retrieval/xquad")
 DEFAULT_CODE = Path("../shared/data/retrieval/code")
-DEFAULT_RUNS, DEFAULT_SECONDS = 5, 8.0
+DEFAULT_RUNS, DEFAULT_SECONDS, DEFAULT_SOAK_SECONDS = 5, 8.0, 600
 DEFAULT_ENCODERS = (Encoder.JINA_V3, Encoder.BGE_M3, Encoder.BGE_RERANKER)
 DEFAULT_DECODERS = (Decoder.QWEN3_06B,)
 DEFAULT_TASKS = "text-matching"
@@ -30,7 +30,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Part(StrEnum):
-    """What can be measured. Those of full-size models but memory, and those of serving, only if asked for."""
+    """What can be measured. Others than `DEFAULT_PARTS` take long and are measured only if asked for."""
 
     RETRIEVAL = "retrieval"
     BULK = "bulk"
@@ -42,6 +42,8 @@ class Part(StrEnum):
     LISTWISE = "listwise"
     VISION = "vision"
     MEMORY = "memory"
+    ARENA = "arena"
+    SOAK = "soak"
     BESIDE = "beside"
     OVERLOAD = "overload"
     FAIRNESS = "fairness"
@@ -59,7 +61,9 @@ SPEED_PRECISIONS = (Precision.FP32, Precision.INT8)
 CPU_PRECISIONS = (*DEFAULT_PRECISIONS, Precision.INT4)
 PRECISIONS = {  # where none is asked for
     **dict.fromkeys(SMALL_PARTS, DEFAULT_PRECISIONS),
-    **dict.fromkeys((Part.ENCODERS, Part.DECODERS, Part.LISTWISE, Part.MEMORY), SPEED_PRECISIONS),
+    **dict.fromkeys(
+        (Part.ENCODERS, Part.DECODERS, Part.LISTWISE, Part.MEMORY, Part.ARENA, Part.SOAK), SPEED_PRECISIONS
+    ),
     Part.PRECISION: CPU_PRECISIONS,
     Part.VISION: (Precision.FP32,),
     Part.BESIDE: CPU_PRECISIONS,
@@ -82,7 +86,8 @@ SAID = {
     Part.DECODERS: ("decoder_models", "sizes", "runs"),
     Part.LISTWISE: ("documents", "runs"),
     Part.VISION: ("runs",),
-    Part.MEMORY: ("runs",),
+    **dict.fromkeys((Part.MEMORY, Part.ARENA), ("runs",)),
+    Part.SOAK: ("soak_seconds",),
     **dict.fromkeys((Part.BESIDE, Part.FAIRNESS, Part.TOGETHER), ("runs", "seconds")),
     Part.OVERLOAD: ("seconds",),
     Part.ENCODING: (),
@@ -101,6 +106,7 @@ PLACES = {
     Part.LISTWISE: ("xquad", "qwen_tokenizer", "torch_python", "work_dir"),
     Part.VISION: ("qwen_tokenizer", "torch_python", "work_dir"),
     Part.MEMORY: ("xlmr_tokenizer", "work_dir"),
+    **dict.fromkeys((Part.ARENA, Part.SOAK), ("models_dir",)),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("qwen_tokenizer", "work_dir")),
 }
 
@@ -120,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     add("--code", type=Path, default=DEFAULT_CODE, help="the retrieval set of code (%(default)s)")
     add("--runs", type=_positive(int), default=DEFAULT_RUNS, help="of all but single (%(default)s)")
     add("--seconds", type=_positive(float), default=DEFAULT_SECONDS, help="length of a run (%(default)s)")
+    add("--soak-seconds", type=_positive(int), default=DEFAULT_SOAK_SECONDS, help="of soak (%(default)s)")
     add("--infinity-python", type=Path, help="interpreter with infinity-emb, to compare with (left out)")
     add("--plot", type=Path, help="PNG of the overload curve of the first precision (not drawn)")
     _add_full_size(made.add_argument_group("full-size models"))

@@ -144,19 +144,24 @@ def _cells(figures: Figures, name: str, case: str) -> tuple[str, str]:
 def _sessions(
     checkpoint: Path, work: Path, precisions: Sequence[Precision], num_threads: int
 ) -> dict[str, Session]:
-    """Build, write and open a graph of the checkpoint at every precision, int8 smoothed as a bake does it."""
+    write(checkpoint, work, precisions)
+    return {
+        str(precision): Session(work / precision / "model.onnx", SessionSettings(num_threads))
+        for precision in precisions
+    }
+
+
+def write(checkpoint: Path, work: Path, precisions: Sequence[Precision]) -> None:
+    """Build and write a graph of the checkpoint at every precision, int8 smoothed as a bake does it."""
     opened = Checkpoint(checkpoint, ())
     sizes = config.read(Architecture.XLM_ROBERTA, opened.config)
     graph, hidden = encoder.build(opened.weights, sizes)
     body = heads.Body(graph, opened.weights, hidden, sizes.hidden_size, Pooling.CLS)
     heads.add_outputs(body, (Output.TOKEN_EMBEDDINGS,))
-    sessions = {}
     smoothed, _ = smoothing.smoothed(graph, _outliers(graph))
     for precision in precisions:
         made = quantize.quantize(smoothed if precision == Precision.INT8 else graph, precision)
         bundle.write_graphs(work, precision, {"model": made}, lambda _: None)
-        sessions[str(precision)] = Session(work / precision / "model.onnx", SessionSettings(num_threads))
-    return sessions
 
 
 def _outliers(graph: Graph) -> dict[str, LinearInput]:

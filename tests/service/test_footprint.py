@@ -63,12 +63,15 @@ def two_tasks() -> Manifest:
 def test_what_is_opened_counts_and_the_table_once(
     two_tasks: Manifest, precision: Precision, tasks: list[str], linear: int, table: int
 ) -> None:
-    rest = STATE_FLOATS * FLOAT_BYTES * 64 * 8 + TOKENIZER_BYTES * 100 + SESSION_BYTES * len(tasks)
+    session = STATE_FLOATS * FLOAT_BYTES * 64 * 8 + SESSION_BYTES
+    rest = session * len(tasks) + TOKENIZER_BYTES * 100
     shared = needed_bytes(two_tasks, precision, tasks, 64, sharers=4)
     assert shared == round((linear * LINEAR_FACTOR + table * TABLE_SHARE) / 4) + rest
     assert needed_bytes(two_tasks, precision, tasks, 64) == (
         round(linear * LINEAR_FACTOR + table * TABLE_SHARE) + rest
     )
+    twice = needed_bytes(two_tasks, precision, tasks, 64, sharers=4, num_sessions=2)
+    assert twice - shared == session * len(tasks)
 
 
 def test_every_precision_can_be_estimated(two_tasks: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Running graphs: padded and alone agree, order is kept, one request runs at a time."""
+"""Running graphs: alone or padded, in order, one request at a time, and nothing kept of long runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from service.graphs import ROUNDS_ACTIVATIONS
 from service.manifest import Precision
 from service.scheduler import Scheduler
 from service.session import Array, Floats, Session, SessionSettings, pad
+from tests.bench import memory
 from tests.conftest import MODEL
 
 SETTINGS = SessionSettings(num_threads=2)
@@ -54,6 +55,20 @@ def test_a_broken_graph_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"model\.onnx cannot be opened"):
         Session(tmp_path / "model.onnx", SETTINGS)
+
+
+def test_a_long_run_gives_its_memory_back(tiny_models: Path) -> None:
+    path = tiny_models / MODEL / "fp32" / "model.onnx"
+    ids = np.full((2000, 48), 7)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    kept = {}
+    for max_kept_tokens in (ids.size, ids.size - 1):
+        session = Session(path, SessionSettings(num_threads=1, max_kept_tokens=max_kept_tokens))
+        before = memory.own_bytes(memory.ANONYMOUS)
+        session.run(inputs, ["pooled"])
+        kept[max_kept_tokens] = memory.own_bytes(memory.ANONYMOUS) - before
+    assert kept[ids.size] > 50_000_000  # such a run takes some memory
+    assert kept[ids.size - 1] < 0.2 * kept[ids.size]
 
 
 class Counting:
