@@ -21,7 +21,7 @@ from service.config import Settings
 from service.embedding import MAX_COLBERT_TOKENS
 from service.errors import ImageError
 from service.registry import Registry
-from service.scheduler import Scheduler
+from service.scheduler import Share
 from tests import qwen_vl, xlmr
 from tests.conftest import load_all
 from tests.golden import assert_near, embed, vectors
@@ -359,14 +359,14 @@ def test_a_tower_that_is_broken_is_one_models_error(models: Path, tmp_path: Path
 def test_an_image_that_computes_no_number_is_withheld(
     registry: Registry, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Scheduler.run
+    run = Share.run
 
-    def spoiled(self: Scheduler, *arguments: Any) -> np.ndarray:
+    def spoiled(self: Share, *arguments: Any) -> np.ndarray:
         computed = run(self, *arguments).copy()
         computed[0, 0] = np.nan
         return computed
 
-    monkeypatch.setattr(Scheduler, "run", spoiled)
+    monkeypatch.setattr(Share, "run", spoiled)
     body = {"model": JINA_V4, "input": [TEXT, {"image": plain(picture())}]}
     answer = client.simulate_post(EMBEDDINGS, json=body)
     assert (answer.status_code, answer.json["error"]["code"]) == (500, "model_output_not_finite")
