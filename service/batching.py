@@ -1,17 +1,21 @@
 """Lengths to groups: which texts run together. Pure; knows no tokens, no model and no session.
 
-Padding is wasted work and, in attention, costly memory: a text joins a run only where it would be padded by
-no more than a share of its own length. Long texts are never padded at all, nor is anything where a graph does
-not allow it.
+Padding is wasted work and, in attention, costly memory. But every run costs as much as some tokens anyway,
+mostly to read the weights: texts are padded while that costs less than another run would, or is a small share
+of what they have themselves. Long texts are never padded at all, nor is anything where a graph does not allow
+it.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-MAX_PADDING = 0.15  # padding tokens of a text as a share of its own tokens
+RUN_COST = 10  # padding tokens that a run may have, as dear as another run of a few short texts
+MAX_PADDING = 0.03  # padding tokens that it may have as a share of its texts' own
 UNPADDED_FROM_TOKENS = 512  # texts from this length on run only beside texts of equal length
 
 
@@ -33,10 +37,10 @@ class Waiting:
         """Return the length of the longest one; there must be one."""
         return self._lengths[-1]
 
-    def longest_within(self, lowest: int, highest: int) -> int | None:
-        """Return the largest length from `lowest` to `highest`, None where there is none."""
-        place = bisect_right(self._lengths, highest) - 1
-        return self._lengths[place] if place >= 0 and self._lengths[place] >= lowest else None
+    def lengths_from(self, highest: int) -> Iterator[int]:
+        """Return the lengths that are not above `highest`, longest first."""
+        for place in range(bisect_right(self._lengths, highest) - 1, -1, -1):
+            yield self._lengths[place]
 
     def take(self, lowest: int, highest: int, most: int) -> list[int]:
         """Remove up to `most` texts of these lengths, longest first; return their indices."""
@@ -55,8 +59,11 @@ def group(queues: Sequence[Waiting], max_tokens: int, *, may_pad: bool) -> list[
     """
     head = queues[0].longest
     highest = _highest(queues, head, may_pad)
-    lowest = _lowest(highest, may_pad)
     room = max(1, max_tokens // highest)
+    lowest = head
+    if may_pad and highest < UNPADDED_FROM_TOKENS:
+        shortest, room = _shortest(queues, highest, room)
+        lowest = min(head, shortest)
     taken: list[tuple[int, list[int]]] = []
     for number, queue in enumerate(queues):
         if found := queue.take(lowest, highest, room):
@@ -78,13 +85,22 @@ def plan(lengths: Sequence[int], max_tokens: int, *, may_pad: bool = True) -> li
 
 def _highest(queues: Iterable[Waiting], head: int, may_pad: bool) -> int:
     """Return the longest text that the head may share a run with: itself, or one that pads it little."""
-    limit = math.floor(head * (1 + MAX_PADDING)) if may_pad else head
-    limit = max(head, min(limit, UNPADDED_FROM_TOKENS - 1))
-    return max(length for queue in queues if (length := queue.longest_within(head, limit)))
+    if not may_pad or head >= UNPADDED_FROM_TOKENS:
+        return head
+    # Half of what is allowed: others will be padded for it too.
+    limit = head + max(RUN_COST, math.floor(head * MAX_PADDING * 2)) // 2
+    limit = min(limit, UNPADDED_FROM_TOKENS - 1)
+    return max(next(queue.lengths_from(limit), head) for queue in queues)
 
 
-def _lowest(longest: int, may_pad: bool) -> int:
-    """Return the shortest text that may be padded to `longest`."""
-    if not may_pad or longest >= UNPADDED_FROM_TOKENS:
-        return longest
-    return math.ceil(longest / (1 + MAX_PADDING))
+def _shortest(queues: Iterable[Waiting], highest: int, room: int) -> tuple[int, int]:
+    """Return the shortest text that may still be padded to the longest when all above it are, and the rows."""
+    shortest, num_rows, num_own, num_padding = highest, 0, 0, 0
+    by_length = heapq.merge(*(queue.lengths_from(highest) for queue in queues), reverse=True)
+    for length in itertools.islice(by_length, room):
+        num_own += length
+        num_padding += highest - length
+        if num_padding > max(RUN_COST, num_own * MAX_PADDING):
+            break
+        shortest, num_rows = length, num_rows + 1
+    return shortest, num_rows

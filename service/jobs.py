@@ -44,6 +44,7 @@ class Job:
     ticket: Ticket
     waiting: Waiting = field(init=False)
     rows: list[Row] = field(init=False)
+    due: float = 0.0  # the virtual time at which its next part would have been computed
     error: Exception | None = None
     _num_missing: int = field(init=False)
     _is_over: bool = False

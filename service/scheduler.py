@@ -16,7 +16,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Protocol
 
 from service.batching import group
@@ -87,6 +87,7 @@ class Scheduler:
         job = Job(work, ticket)
         with self._guard:
             ticket.virtual = max(ticket.virtual, self._virtual)
+            job.due = self._due(job)
             self._jobs.append(job)
             self._wake_lane()
         if not job.wait(ticket.seconds_left()):
@@ -138,7 +139,8 @@ class Scheduler:
 
     def _next(self) -> Run | None:
         """Take the next run off the queue."""
-        for job in sorted(self._jobs, key=self._due):
+        self._jobs.sort(key=attrgetter("due"))
+        for job in list(self._jobs):
             if refusal := job.refusal():
                 self._end(job, refusal)
                 continue
@@ -160,7 +162,7 @@ class Scheduler:
 
     def _take(self, head: Job) -> list[tuple[Job, list[int]]]:
         """Take a job's longest texts, and from others what may share their run."""
-        sharers = [head, *sorted(filter(head.may_share_with, self._jobs), key=self._due)]
+        sharers = [head, *filter(head.may_share_with, self._jobs)]
         session = head.work.session
         room = self._lanes.room(has_narrow=session.has_narrow)
         found = group([job.waiting for job in sharers], room, may_pad=session.may_pad)
@@ -175,7 +177,9 @@ class Scheduler:
             num_tokens = sum(job.work.lengths[index] for index in indices)
             job.ticket.virtual += num_tokens
             self._virtual += num_tokens / num_requests
-            if not job.waiting:
+            if job.waiting:
+                job.due = self._due(job)
+            else:
                 self._jobs.remove(job)
             parts.append((job, indices))
         return parts

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from service.batching import MAX_PADDING, UNPADDED_FROM_TOKENS, plan
+from service.batching import MAX_PADDING, RUN_COST, UNPADDED_FROM_TOKENS, Waiting, group, plan
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -18,9 +18,24 @@ def test_every_text_runs_once_within_the_limits(seed: int) -> None:
     for group in groups:
         longest = max(lengths[index] for index in group)
         assert len(group) == 1 or longest * len(group) <= 2048
-        for index in group:
-            assert longest - lengths[index] <= MAX_PADDING * lengths[index]
-            assert longest < UNPADDED_FROM_TOKENS or lengths[index] == longest
+        own = [lengths[index] for index in group]
+        assert sum(longest - length for length in own) <= max(RUN_COST, MAX_PADDING * sum(own))
+        assert longest < UNPADDED_FROM_TOKENS or min(own) == longest
+
+
+def test_short_texts_are_padded_for_less_than_a_run_costs() -> None:
+    assert plan([20, 11, 20, 9], 1000) == [[0, 2, 1], [3]]
+
+
+def test_many_texts_may_have_padding_in_proportion() -> None:
+    lengths = [100] * 30 + [97] * 30  # 90 tokens of padding, 1.5 % of 5,910
+    assert [sorted(group) for group in plan(lengths, 10_000)] == [list(range(60))]
+    assert max(map(len, plan([100] * 30 + [80] * 30, 10_000))) == 35  # 5 x 20 <= 3 % of 3,400
+
+
+def test_a_turn_takes_a_longer_text_along_only_where_it_pads_the_first_little() -> None:
+    taken = group([Waiting([10]), Waiting([14]), Waiting([18])], 1000, may_pad=True)
+    assert taken == [(0, [0]), (1, [0])]
 
 
 def test_equal_lengths_share_a_run_up_to_the_budget() -> None:
