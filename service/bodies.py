@@ -31,11 +31,14 @@ def read(req: Request, max_bytes: int) -> bytes:
         raise HTTPBadRequest(description=f"The request body cannot be read: {error}") from error
     if len(body) > max_bytes:
         raise BodyTooLarge(max_bytes)
+    req.context.is_body_read = len(body) == req.content_length
     return body
 
 
 def discard(req: Request) -> None:
     """Read what is left of a body: a connection closed over unread bytes is reset and the answer lost."""
+    if req.context.get("is_body_read"):
+        return
     if not req.content_length and not req.get_header("Transfer-Encoding"):
         return
     deadline = time.monotonic() + DISCARD_SECONDS

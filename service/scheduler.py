@@ -170,7 +170,7 @@ class Scheduler:
         parts = []
         for number, indices in found:
             job = sharers[number]
-            if refusal := job.refusal():
+            if job is not head and (refusal := job.refusal()):
                 self._end(job, refusal)
                 continue
             job.ticket.start()

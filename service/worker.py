@@ -97,6 +97,13 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         num_idle = len(self.keepalived_conns) + len(self.pending_conns)
         return bool(self.nr_conns - num_idle <= self.cfg.threads)
 
+    def _keepalive_after(self, conn: gthread.TConn, keepalive: Any) -> bool:
+        """Tell whether the connection is kept; read away what is left of the body, if anything may be."""
+        reader = getattr(conn.parser.mesg.body, "reader", None)
+        if keepalive and getattr(reader, "length", None) == 0:
+            return True
+        return bool(super()._keepalive_after(conn, keepalive))
+
     # --- the end -----------------------------------------------------------------------------------------
 
     def run(self) -> None:
