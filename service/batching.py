@@ -94,7 +94,7 @@ def _highest(queues: Iterable[Waiting], head: int, may_pad: bool) -> int:
 
 
 def _shortest(queues: Iterable[Waiting], highest: int, room: int) -> tuple[int, int]:
-    """Return the shortest text that may still be padded to the longest when all above it are, and the rows."""
+    """Return the shortest text that may still be padded when all above it are, and how many they are."""
     shortest, num_rows, num_own, num_padding = highest, 0, 0, 0
     by_length = heapq.merge(*(queue.lengths_from(highest) for queue in queues), reverse=True)
     for length in itertools.islice(by_length, room):

@@ -6,7 +6,6 @@ The lock of the queue guards all but `wait`.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from service.batching import Waiting
-from service.errors import ClientGone, WaitedTooLong
 from service.session import Array, Session
 from service.tickets import Ticket
 
@@ -83,11 +81,3 @@ class Job:
     def wait(self, seconds: float) -> bool:
         """Wait for the end, `seconds` at most or FOR_EVER; tell whether it has come."""
         return self._wait.acquire(timeout=seconds)
-
-    def refusal(self) -> WaitedTooLong | ClientGone | None:
-        """Return why it is not computed any further: nobody wants it, or it has waited too long."""
-        if self.ticket.is_gone():
-            return ClientGone()
-        if not self.ticket.has_begun and time.monotonic() > self.ticket.deadline:
-            return WaitedTooLong()
-        return None

@@ -20,11 +20,13 @@ from operator import attrgetter, itemgetter
 from typing import Any, Protocol
 
 from service.batching import group
-from service.errors import WaitedTooLong
+from service.errors import ClientGone, WaitedTooLong
 from service.jobs import Floats, Job, Row, Stack, Work
 from service.lanes import Lane, Lanes, Start
 from service.session import Array, Session
 from service.tickets import FOR_EVER, Ticket
+
+MAX_SHARERS = 64  # requests that are looked through for texts that may join a run
 
 
 class Runs(Protocol):
@@ -122,6 +124,20 @@ class Scheduler:
 
     def _next_after(self, ended: Run | None) -> Run | None:
         """Free the lane of a run that has ended, take the next run; None: there is none, the lane rests."""
+        while found := self._locked_next(ended):
+            # NOTE: not under the lock: a look at a connection lets other threads run, which then wait for it.
+            gone = [job for job, _ in found.parts if job.ticket.has_left()]
+            if not gone:
+                return found
+            with self._guard:
+                for job in gone:
+                    self._end(job, ClientGone())
+            if parts := [(job, indices) for job, indices in found.parts if job not in gone]:
+                return Run(parts, found.lane)
+            ended = found
+        return None
+
+    def _locked_next(self, ended: Run | None) -> Run | None:
         found: Run | None = None
         with self._guard:
             if ended:
@@ -141,8 +157,8 @@ class Scheduler:
         """Take the next run off the queue."""
         self._jobs.sort(key=attrgetter("due"))
         for job in list(self._jobs):
-            if refusal := job.refusal():
-                self._end(job, refusal)
+            if job.ticket.is_late():
+                self._end(job, WaitedTooLong())
                 continue
             has_narrow = job.work.session.has_narrow
             start = self._lanes.start(job.waiting.longest, has_narrow=has_narrow)
@@ -162,7 +178,7 @@ class Scheduler:
 
     def _take(self, head: Job) -> list[tuple[Job, list[int]]]:
         """Take a job's longest texts, and from others what may share their run."""
-        sharers = [head, *filter(head.may_share_with, self._jobs)]
+        sharers = [head, *itertools.islice(filter(head.may_share_with, self._jobs), MAX_SHARERS)]
         session = head.work.session
         room = self._lanes.room(has_narrow=session.has_narrow)
         found = group([job.waiting for job in sharers], room, may_pad=session.may_pad)
@@ -170,8 +186,8 @@ class Scheduler:
         parts = []
         for number, indices in found:
             job = sharers[number]
-            if job is not head and (refusal := job.refusal()):
-                self._end(job, refusal)
+            if job.ticket.is_late():
+                self._end(job, WaitedTooLong())
                 continue
             job.ticket.start()
             num_tokens = sum(job.work.lengths[index] for index in indices)

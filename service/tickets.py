@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+LOOK_SECONDS = 0.02  # between two looks after a client: each costs as much as computing some tokens
 FOR_EVER = -1.0  # seconds that a wait for a lock may take
 
 
@@ -41,6 +42,7 @@ class Ticket:
     has_begun: bool = False
     virtual: float = 0.0  # the scheduler's time at which its next share is due
     begin: float = field(default_factory=time.monotonic)
+    looked: float = field(default_factory=time.monotonic)  # after the client, the last time
     waited_seconds: float = 0.0  # until its first run
 
     def start(self) -> None:
@@ -48,6 +50,18 @@ class Ticket:
         if not self.has_begun:
             self.has_begun = True
             self.waited_seconds = time.monotonic() - self.begin
+
+    def is_late(self) -> bool:
+        """Tell whether it has waited too long to begin."""
+        return not self.has_begun and time.monotonic() > self.deadline
+
+    def has_left(self) -> bool:
+        """Tell whether the client has left; looks after it now and then."""
+        now = time.monotonic()
+        if now - self.looked < LOOK_SECONDS:
+            return False
+        self.looked = now
+        return self.is_gone()
 
     def seconds_left(self) -> float:
         """Return how long it may still wait for its begin; FOR_EVER without a limit, or once it has begun."""

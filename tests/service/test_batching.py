@@ -14,11 +14,11 @@ def test_every_text_runs_once_within_the_limits(seed: int) -> None:
     draw = random.Random(seed)
     lengths = [draw.choice((draw.randint(1, 40), draw.randint(1, 2000))) for _ in range(draw.randint(1, 300))]
     groups = plan(lengths, 2048)
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    for group in groups:
-        longest = max(lengths[index] for index in group)
-        assert len(group) == 1 or longest * len(group) <= 2048
-        own = [lengths[index] for index in group]
+    assert sorted(index for part in groups for index in part) == list(range(len(lengths)))
+    for part in groups:
+        longest = max(lengths[index] for index in part)
+        assert len(part) == 1 or longest * len(part) <= 2048
+        own = [lengths[index] for index in part]
         assert sum(longest - length for length in own) <= max(RUN_COST, MAX_PADDING * sum(own))
         assert longest < UNPADDED_FROM_TOKENS or min(own) == longest
 
@@ -54,6 +54,6 @@ def test_nothing_makes_no_group() -> None:
 def test_without_padding_only_equal_lengths_share_a_run(seed: int) -> None:
     lengths = [random.Random(seed * 1000 + number).randint(1, 30) for number in range(100)]
     groups = plan(lengths, 100, may_pad=False)
-    assert sorted(index for group in groups for index in group) == list(range(100))
+    assert sorted(index for part in groups for index in part) == list(range(100))
     assert all(len({lengths[index] for index in group}) == 1 for group in groups)
     assert any(len(group) > 1 for group in groups)

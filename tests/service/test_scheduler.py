@@ -15,7 +15,7 @@ import pytest
 from service.errors import ClientGone, WaitedTooLong
 from service.scheduler import Scheduler
 from service.session import Array, Floats, pad
-from service.tickets import Ticket
+from service.tickets import LOOK_SECONDS, Ticket
 
 SECONDS = 20.0  # for what must happen
 
@@ -197,6 +197,7 @@ def test_a_client_that_has_gone_is_dropped_before_its_run_and_in_the_middle_of_i
         second = found.ask(texts(2, 10), Ticket(is_gone=gone.is_set))
         third = found.ask(texts(3, 10))
         gone.set()
+        time.sleep(LOOK_SECONDS)
         found.session.open()
         for future in (first, second):
             with pytest.raises(ClientGone):
