@@ -17,6 +17,7 @@ PREFIX_CHARACTERS = 32  # characters per allowed token that are read at first: f
 PREFIX_GROWTH = 8
 # Texts and their characters that one call takes: a token takes some hundred bytes while it is made.
 TEXTS_AT_ONCE, CHARACTERS_AT_ONCE = 64, 2_000_000
+SHORT_CHARACTERS = 400  # of a call that keeps its thread: some 0.1 ms
 WORD_END_WITHIN = 200  # characters before the end of a prefix in which a space is looked for
 
 Ids = npt.NDArray[np.int64]
@@ -106,7 +107,10 @@ class Tokenizer:
         return frozenset(token_id for token_id in found if token_id is not None)
 
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
-        # NOTE: the batch call lets other threads run, the call for a single text does not (tokenizers 0.23).
+        # NOTE: the batch call lets other threads run and has a pool of its own, the call for a single text
+        # does not (tokenizers 0.23). Waking a thread takes longer than tokenizing a short text.
+        if sum(map(len, texts)) <= SHORT_CHARACTERS:
+            return [np.array(self.native.encode(text).ids, dtype=np.int64) for text in texts]
         return [np.array(encoding.ids, dtype=np.int64) for encoding in self.native.encode_batch_fast(texts)]
 
     def _encode_long(self, text: str, ids: Ids, max_tokens: int) -> Tokens:
