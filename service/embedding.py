@@ -19,7 +19,7 @@ from service.media import Input
 from service.multimodal import ImagePrompt
 from service.options import EmbedOptions
 from service.pooling import SpanMeans, SparseVector
-from service.scheduler import Runs
+from service.shares import Runs
 from service.tickets import Ticket
 from service.tokenization import Tokenizer
 

@@ -12,7 +12,7 @@ from service import images, multimodal
 from service.errors import ModelOutputInvalid
 from service.graphs import Graphs
 from service.multimodal import ImagePrompt, ImageTemplate
-from service.scheduler import Runs
+from service.shares import Runs
 from service.tokenization import Tokenizer
 from service.vision import IMAGE_VECTORS, Vision
 from service.windows import Patches, tower_inputs

@@ -14,8 +14,8 @@ from service.errors import InvalidRequest, ModelOutputInvalid
 from service.graphs import Graphs
 from service.manifest import Kind, Manifest, Output
 from service.multimodal import ImagePrompt, TextOrImage
-from service.scheduler import Runs
 from service.session import Array, pad
+from service.shares import Runs
 
 # Outputs with a token axis.
 PER_TOKEN = frozenset({Output.TOKEN_EMBEDDINGS, Output.SPARSE, Output.COLBERT, Output.MULTIVECTOR})

@@ -13,8 +13,8 @@ from service.errors import BundleError
 from service.graphs import Graphs
 from service.manifest import Kind
 from service.reranking import Reranker
-from service.scheduler import Runs
 from service.selection import Choice
+from service.shares import Runs
 
 Model = EmbeddingModel | Reranker
 

@@ -12,8 +12,8 @@ from service.errors import BundleError, InvalidRequest
 from service.graphs import WARM_UP_TEXTS, Graphs
 from service.manifest import TOKENIZER_FILE, Manifest, Scoring
 from service.pooling import unit
-from service.scheduler import Runs
 from service.scoring import Floats, Parts, RankOptions, Scored
+from service.shares import Runs
 from service.tickets import Ticket
 from service.tokenization import Tokenizer
 

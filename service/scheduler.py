@@ -16,32 +16,18 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import attrgetter, itemgetter
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Any
 
 from service.batching import group
 from service.errors import ClientGone, WaitedTooLong
 from service.jobs import Floats, Job, Row, Stack, Work
 from service.lanes import Lane, Lanes, Start
 from service.session import Array, Session
+from service.shares import Share
 from service.tickets import FOR_EVER, Ticket
 
 MAX_SHARERS = 64  # requests that are looked through for texts that may join a run
-
-
-class Runs(Protocol):
-    """Computes: the scheduler itself, or one request's share of it."""
-
-    def submit(
-        self, session: Session, sequences: Sequence[Any], outputs: Sequence[str], stack: Stack
-    ) -> list[Row]:
-        """Compute outputs for every sequence; return its rows of them in the order given."""
-
-    def run(self, session: Session, inputs: Mapping[str, Array], output: str) -> Floats:
-        """Compute one output of inputs that are already a run."""
-
-    def share(self, ticket: Ticket) -> Runs:
-        """Return what a request computes with."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +57,11 @@ class Scheduler:
     def submit(
         self, session: Session, sequences: Sequence[Any], outputs: Sequence[str], stack: Stack
     ) -> list[Row]:
-        """Compute for nobody in particular; see `Runs`."""
+        """Compute for nobody in particular; see `Share`."""
         return self.share(Ticket()).submit(session, sequences, outputs, stack)
 
     def run(self, session: Session, inputs: Mapping[str, Array], output: str) -> Floats:
-        """Compute for nobody in particular; see `Runs`."""
+        """Compute for nobody in particular; see `Share`."""
         return self.share(Ticket()).run(session, inputs, output)
 
     def share(self, ticket: Ticket) -> Share:
@@ -221,33 +207,3 @@ class Scheduler:
                 job.put(indices, list(itertools.islice(rows, len(indices))))
         for job, indices in parts:
             job.ticket.on_progress(job.ticket, sum(job.work.lengths[index] for index in indices))
-
-
-@dataclass(frozen=True)
-class Share:
-    """One request's share of the scheduler."""
-
-    scheduler: Scheduler
-    ticket: Ticket
-
-    def share(self, ticket: Ticket) -> Share:
-        """Return what another request computes with."""
-        return self.scheduler.share(ticket)
-
-    def submit(
-        self, session: Session, sequences: Sequence[Any], outputs: Sequence[str], stack: Stack
-    ) -> list[Row]:
-        """Compute outputs for every sequence; return its rows of them in the order given.
-
-        `stack` makes one run's inputs of some of the sequences. The row of an output that has a token axis is
-        as long as the longest sequence of its run. Raises WaitedTooLong, ClientGone, what a run raises.
-        """
-        lengths = [len(sequence) for sequence in sequences]
-        return self.scheduler.compute(Work(session, sequences, tuple(outputs), stack, lengths), self.ticket)
-
-    def run(self, session: Session, inputs: Mapping[str, Array], output: str) -> Floats:
-        """Compute one output of inputs that are already a run. Raises as `submit`."""
-        num_tokens = len(next(iter(inputs.values())))
-        work = Work(session, [inputs], (output,), itemgetter(0), [num_tokens], is_run=True)
-        (((computed,)),) = self.scheduler.compute(work, self.ticket)
-        return computed

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from service import inference
 from service.graphs import Graphs
 from service.manifest import Manifest, Output
-from service.scheduler import Runs
+from service.shares import Runs
 from service.tokenization import Ids, Tokenizer
 
 Floats = npt.NDArray[np.float32]

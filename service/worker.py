@@ -10,7 +10,8 @@ Knows connections and whether models are loading, nothing of what requests say. 
   else is served; here the loop goes on meanwhile;
 - waits for connections that never sent a byte as long as for answers; here as for other idle ones;
 - hands a connection back to its main thread after every answer, which for a small request costs more than all
-  the rest; here the thread that has answered waits a moment for the next request.
+  the rest; here the thread that has answered waits a moment for the next request;
+- sends head and body of an answer apart; here together.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 from gunicorn.workers import gthread
+
+from service.joining import JoinedSocket
 
 LINGER_SECONDS = 2.0  # that a client has to close its side once the service has closed its own
 LINGER_BYTES = 65536  # that are read away meanwhile
@@ -145,7 +148,13 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         """Answer a request; whether its connection is kept is decided when the answer begins."""
         wants_close: Callable[[], bool] = req.should_close
         req.should_close = cache(lambda: not self.alive or wants_close())
-        return super().handle_request(req, conn)
+        client = conn.sock
+        conn.sock = joined = JoinedSocket(client)
+        try:
+            return super().handle_request(req, conn)
+        finally:
+            joined.flush()
+            conn.sock = client
 
     def finish_request(self, conn: gthread.TConn, fs: Future[Any]) -> None:
         """Keep a connection, or close it once its client has; the loop serves others meanwhile."""

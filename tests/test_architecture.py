@@ -25,6 +25,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"cleaning", "cache_lock"},
     {"copies"},
     {"jobs", "lanes", "late_chunking", "graphs", "multimodal", "media", "admission", "estimates"},
+    {"shares"},
     {"scheduler", "door"},
     {"inference", "image_embedding", "inputs"},
     {"scoring"},
@@ -36,7 +37,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"resources", "middleware"},
     {"app"},
     {"wsgi"},
-    {"listening"},
+    {"listening", "joining"},
     {"worker", "handover"},  # around the application: they know nothing of it
 ]
 CONVERT_LAYERS: list[set[str]] = [

@@ -21,7 +21,7 @@ from service.config import Settings
 from service.embedding import MAX_COLBERT_TOKENS
 from service.errors import ImageError
 from service.registry import Registry
-from service.scheduler import Share
+from service.shares import Share
 from tests import qwen_vl, xlmr
 from tests.conftest import load_all
 from tests.golden import assert_near, embed, vectors
