@@ -55,7 +55,8 @@ ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 def create_app(settings: Settings, placement: Placement) -> tuple[App, Thread]:  # type: ignore[type-arg]
     """Make the application and the thread that loads its models. Raises ConfigError when there are none."""
-    scheduler = Scheduler(settings.max_batch_tokens, lanes.count(settings.intra_op_threads))
+    num_lanes = lanes.count(settings.intra_op_threads)
+    scheduler = Scheduler(settings.max_batch_tokens, num_lanes, settings.max_queue_tokens)
     registry = Registry(settings, scheduler, placement)
     return make_app(settings, registry), registry.start_loading()
 

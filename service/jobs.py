@@ -42,6 +42,7 @@ class Job:
     ticket: Ticket
     waiting: Waiting = field(init=False)
     rows: list[Row] = field(init=False)
+    num_waiting: int = field(init=False)  # tokens
     due: float = 0.0  # the virtual time at which its next part would have been computed
     error: Exception | None = None
     _num_missing: int = field(init=False)
@@ -51,6 +52,7 @@ class Job:
     def __post_init__(self) -> None:
         """Begin with nothing computed."""
         self.waiting = Waiting(self.work.lengths)
+        self.num_waiting = sum(self.work.lengths)
         self.rows = [()] * len(self.work.lengths)
         self._num_missing = len(self.work.lengths)
         self._wait.acquire()

@@ -1,9 +1,7 @@
 """Runs the work of requests on sessions: what runs when, and beside what. Knows lengths, no model, no HTTP.
 
 All requests meet in one queue. Whenever a lane is free it takes the work of the request whose turn it is,
-and from other requests what may share the run. Turns are those of fair queueing: every request that waits
-gets the same number of tokens computed, so that a short one is done soon, whatever a long one has asked for.
-Source: Demers, Keshav, Shenker, "Analysis and simulation of a fair queueing algorithm" (virtual time).
+and from other requests what may share the run.
 
 On the CPU several narrow runs on few threads go beside each other: together they compute more than one run on
 all threads after the other (short texts up to twice as much). What is alone takes all threads.
@@ -12,11 +10,11 @@ all threads after the other (short texts up to twice as much). What is alone tak
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 from service.batching import group
@@ -26,6 +24,7 @@ from service.lanes import Lane, Lanes, Start
 from service.session import Array, Session
 from service.shares import Share
 from service.tickets import FOR_EVER, Ticket
+from service.turns import Turns
 
 MAX_SHARERS = 64  # requests that are looked through for texts that may join a run
 
@@ -41,15 +40,15 @@ class Run:
 class Scheduler:
     """The queue of one device and the lanes that work it off."""
 
-    def __init__(self, max_batch_tokens: int, num_lanes: int = 1) -> None:
+    def __init__(self, max_batch_tokens: int, num_lanes: int = 1, max_queue_tokens: float = math.inf) -> None:
         """Compute `max_batch_tokens` rows x tokens at once, padding included, in `num_lanes` runs at most.
 
-        A text that has more runs all the same, one of them at a time.
+        A text that has more runs all the same, one of them at a time. A request of `max_queue_tokens` at most
+        is done by the time in which so many are computed, if no more than these wait.
         """
         self._lanes = Lanes(max_batch_tokens, num_lanes)
         self._num_lanes, self._num_working = num_lanes, 0
-        self._jobs: list[Job] = []  # that have something waiting
-        self._virtual = 0.0  # the tokens that a request would have got that has always waited
+        self._turns = Turns(max_queue_tokens)
         self._guard = threading.Lock()
         # NOTE: the interpreter waits for these threads at its end: a native call that is cut off aborts.
         self._threads = ThreadPoolExecutor(num_lanes, "lane")
@@ -74,9 +73,7 @@ class Scheduler:
             return []
         job = Job(work, ticket)
         with self._guard:
-            ticket.virtual = max(ticket.virtual, self._virtual)
-            job.due = self._due(job)
-            self._jobs.append(job)
+            self._turns.add(job, self._next_tokens(job))
             self._wake_lane()
         if not job.wait(ticket.seconds_left()):
             self._drop(job)
@@ -92,12 +89,11 @@ class Scheduler:
                 self._end(job, WaitedTooLong())
 
     def _end(self, job: Job, error: Exception) -> None:
-        if job in self._jobs:
-            self._jobs.remove(job)
+        self._turns.remove(job)
         job.finish(error)
 
     def _wake_lane(self) -> None:
-        if self._jobs and self._num_working < self._num_lanes and self._lanes.is_open:
+        if len(self._turns) and self._num_working < self._num_lanes and self._lanes.is_open:
             self._num_working += 1
             self._threads.submit(self._work)
 
@@ -131,7 +127,7 @@ class Scheduler:
             try:
                 found = self._next()
             except Exception as error:  # noqa: BLE001  whoever waits must hear of it, or they would wait for ever
-                for job in list(self._jobs):
+                for job in self._turns.in_order():
                     self._end(job, error)
             if found:
                 self._wake_lane()
@@ -141,8 +137,8 @@ class Scheduler:
 
     def _next(self) -> Run | None:
         """Take the next run off the queue."""
-        self._jobs.sort(key=attrgetter("due"))
-        for job in list(self._jobs):
+        order = self._turns.in_order()
+        for job in order:
             if job.ticket.is_late():
                 self._end(job, WaitedTooLong())
                 continue
@@ -150,25 +146,24 @@ class Scheduler:
             start = self._lanes.start(job.waiting.longest, has_narrow=has_narrow)
             if start == Start.NOT_YET:
                 return None
-            if start == Start.NOW and (parts := self._take(job)):
+            if start == Start.NOW and (parts := self._take(job, order)):
                 lengths = [sharer.work.lengths[index] for sharer, indices in parts for index in indices]
                 num_tokens = len(lengths) * max(lengths)
-                is_last = not self._jobs
+                is_last = not len(self._turns)
                 return Run(parts, self._lanes.begin(num_tokens, has_narrow=has_narrow, is_last=is_last))
         return None
 
-    def _due(self, job: Job) -> float:
-        """Return the virtual time at which the job's next part would have been computed."""
+    def _next_tokens(self, job: Job) -> int:
+        """Return the tokens of a job's next part, 0 where there is none."""
         waiting, budget = job.waiting, self._lanes.budget(has_narrow=job.work.session.has_narrow)
-        return job.ticket.virtual + max(waiting.longest, min(budget, waiting.longest * len(waiting)))
+        return max(waiting.longest, min(budget, waiting.longest * len(waiting))) if waiting else 0
 
-    def _take(self, head: Job) -> list[tuple[Job, list[int]]]:
+    def _take(self, head: Job, order: Sequence[Job]) -> list[tuple[Job, list[int]]]:
         """Take a job's longest texts, and from others what may share their run."""
-        sharers = [head, *itertools.islice(filter(head.may_share_with, self._jobs), MAX_SHARERS)]
+        sharers = [head, *itertools.islice(filter(head.may_share_with, order), MAX_SHARERS)]
         session = head.work.session
         room = self._lanes.room(has_narrow=session.has_narrow)
         found = group([job.waiting for job in sharers], room, may_pad=session.may_pad)
-        num_requests = len(self._jobs)
         parts = []
         for number, indices in found:
             job = sharers[number]
@@ -177,12 +172,7 @@ class Scheduler:
                 continue
             job.ticket.start()
             num_tokens = sum(job.work.lengths[index] for index in indices)
-            job.ticket.virtual += num_tokens
-            self._virtual += num_tokens / num_requests
-            if job.waiting:
-                job.due = self._due(job)
-            else:
-                self._jobs.remove(job)
+            self._turns.take(job, num_tokens, self._next_tokens(job))
             parts.append((job, indices))
         return parts
 

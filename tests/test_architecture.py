@@ -25,7 +25,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"cleaning", "cache_lock"},
     {"copies"},
     {"jobs", "lanes", "late_chunking", "graphs", "multimodal", "media", "admission", "estimates"},
-    {"shares"},
+    {"shares", "turns"},
     {"scheduler", "door"},
     {"inference", "image_embedding", "inputs"},
     {"scoring"},

@@ -76,11 +76,11 @@ class Callers:
 
     def ask(self, sequences: Sequence[np.ndarray], ticket: Ticket | None = None) -> Future[Any]:
         """Send a request and return once it is in the queue, or has been answered."""
-        share, before = self.scheduler.share(ticket or Ticket()), len(self.scheduler._jobs)
+        share, before = self.scheduler.share(ticket or Ticket()), len(self.scheduler._turns)
         num_runs = len(self.session.runs)
         future = self.pool.submit(share.submit, self.session, sequences, ["out"], pad)  # type: ignore[arg-type]
         wait_until(
-            lambda: len(self.scheduler._jobs) > before or len(self.session.runs) > num_runs or future.done()
+            lambda: len(self.scheduler._turns) > before or len(self.session.runs) > num_runs or future.done()
         )
         return future
 
@@ -264,7 +264,7 @@ def test_sessions_never_share_a_run() -> None:
         first = found.start(texts(1, 5))
         mine = found.ask(texts(2, 5))
         theirs = found.pool.submit(found.scheduler.submit, other, texts(3, 5), ["out"], pad)  # type: ignore[arg-type]
-        wait_until(lambda: len(found.scheduler._jobs) == 2)
+        wait_until(lambda: len(found.scheduler._turns) == 2)
         found.session.open()
         other.open()
         assert (values(first), values(mine), values(theirs)) == ([1], [2], [3])

@@ -1,0 +1,77 @@
+"""Whose turn it is among the jobs that wait. Counts tokens, knows no run and no session.
+
+Turns are those of fair queueing: every request that waits gets the same number of tokens computed, so that a
+short one is done soon, whatever a long one has asked for.
+Source: Demers, Keshav, Shenker, "Analysis and simulation of a fair queueing algorithm" (virtual time).
+
+Where more comes in than can be computed, fair turns alone would let short requests without end overtake a
+longer one. So every request of no more than a full queue is done by the time in which a full queue is
+computed: before it would be too late, the oldest go first.
+"""
+
+from __future__ import annotations
+
+import math
+from operator import attrgetter
+
+from service.jobs import Job
+
+by_due, by_promise = attrgetter("due"), attrgetter("ticket.promise")
+
+
+class Turns:
+    """The jobs that have something waiting."""
+
+    def __init__(self, max_queue_tokens: float = math.inf) -> None:
+        """Keep the promise of a queue of so many tokens."""
+        self._max_queue_tokens = max_queue_tokens
+        self._jobs: list[Job] = []
+        self._computed = 0  # tokens, of all jobs
+        self._virtual = 0.0  # the tokens that a request would have got that has always waited
+        self._num_sharing = 1  # jobs that waited when the order was last asked for
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return len(self._jobs)
+
+    def add(self, job: Job, next_tokens: int) -> None:
+        """Let a job wait whose next part has so many tokens."""
+        ticket = job.ticket
+        ticket.virtual = max(ticket.virtual, self._virtual)
+        if not ticket.promise:
+            is_short = job.num_waiting <= self._max_queue_tokens
+            ticket.promise = self._computed + (self._max_queue_tokens if is_short else math.inf)
+        job.due = ticket.virtual + next_tokens
+        self._jobs.append(job)
+
+    def remove(self, job: Job) -> None:
+        """Let a job wait no more, whether it did or not."""
+        if job in self._jobs:
+            self._jobs.remove(job)
+
+    def take(self, job: Job, num_tokens: int, next_tokens: int) -> None:
+        """Note that a part of a job is computed now and that its next one has so many tokens, or 0."""
+        job.num_waiting -= num_tokens
+        job.ticket.virtual += num_tokens
+        self._computed += num_tokens
+        self._virtual += num_tokens / self._num_sharing
+        job.due = job.ticket.virtual + next_tokens
+        if not next_tokens:
+            self._jobs.remove(job)
+
+    def in_order(self) -> list[Job]:
+        """Return all that wait, whose turn it is first."""
+        self._num_sharing = max(1, len(self._jobs))
+        self._jobs.sort(key=by_due)
+        pressing = self._pressing()
+        return [pressing, *(job for job in self._jobs if job is not pressing)] if pressing else self._jobs[:]
+
+    def _pressing(self) -> Job | None:
+        """Return the oldest job, where a promise could be broken if it had to wait for others any longer."""
+        oldest_first = sorted(self._jobs, key=by_promise)
+        ahead = self._computed
+        for job in oldest_first:
+            ahead += job.num_waiting
+            if ahead >= job.ticket.promise:
+                return oldest_first[0]
+        return None
