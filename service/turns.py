@@ -18,7 +18,7 @@ from operator import attrgetter
 
 from service.jobs import Job
 
-# Of the tokens that a queue may hold: it counts some 1.2 for each of an English text, and runs that have begun
+# Of the tokens that a queue may hold: it counts some 1.2 for each of an English text, and runs that go on
 # cannot be overtaken.
 PROMISED_SHARE = 0.85
 

@@ -29,12 +29,14 @@ def draw(figures: Figures, precision: Precision, path: Path) -> None:
         latencies.plot(factors, values, style, color="C0", label=f"accepted, p{PERCENTILES[percentile]}")
     values = [level.refused[1] for level in figures.levels]
     latencies.plot(factors, values, "s--", color="C1", label="refused, p99")
-    for limit, what in (
-        (figures.bound_milliseconds, "a full queue and a batch"),
-        (MAX_REFUSAL_MILLISECONDS, "limit of refusals"),
+    over = [level for level in figures.levels if level.factor > 1]
+    for levels, limits, what in (
+        (over, [figures.bound_milliseconds(level) for level in over], "a full queue and a batch"),
+        (figures.levels, [MAX_REFUSAL_MILLISECONDS] * len(factors), "limit of refusals"),
     ):
-        latencies.axhline(limit, linestyle="--", linewidth=1, color="grey")
-        latencies.annotate(what, (factors[0], limit), (0, 3), textcoords="offset points", color="grey")
+        places = [level.factor for level in levels]
+        latencies.plot(places, limits, "--", linewidth=1, color="grey")
+        latencies.annotate(what, (places[0], limits[0]), (0, 3), textcoords="offset points", color="grey")
     latencies.set_yscale("log")
     latencies.set_ylabel("ms since a request was due")
     latencies.set_xlabel("offered load, capacity = 1")
