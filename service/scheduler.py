@@ -26,7 +26,7 @@ from service.shares import Share
 from service.tickets import FOR_EVER, Ticket
 from service.turns import Turns
 
-MAX_SHARERS = 64  # requests that are looked through for texts that may join a run
+MAX_SHARERS = 32  # requests that are looked through for texts that may join a run
 
 
 @dataclass(frozen=True)
