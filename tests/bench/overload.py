@@ -165,10 +165,10 @@ def _offer(
     return Level(
         factor=factor,
         offered_per_second=len(counted) / span,
-        accepted_per_second=sent.rate(_one, skipped),
+        accepted_per_second=sent.ended_rate(_one, skipped),
         refused_per_second=len(refused) / span,
         others_per_second=(len(counted) - len(accepted) - len(refused)) / span,
-        tokens_per_second=sent.rate(_tokens, skipped),
+        tokens_per_second=sent.ended_rate(_tokens, skipped),
         accepted=_percentiles([exchange.ended - exchange.due for exchange in accepted]),
         accepted_since_sent=_percentiles([exchange.ended - exchange.sent for exchange in accepted]),
         refused=_percentiles([exchange.ended - exchange.due for exchange in refused]),
