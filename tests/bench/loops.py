@@ -45,8 +45,8 @@ class Sent:
     def ended_rate(self, weight: Callable[[Request], float], skipped: float = 0.0) -> float:
         """Return the weight of what ended with 200 in a second, after some skipped seconds.
 
-        Where a queue grows, requests on their way have had less than their part of the time: only what is done
-        counts.
+        Where a queue grows, requests on their way have had less than their part of the time: only what is
+        done counts.
         """
         begin, end = self.begin + skipped, self.begin + self.seconds
         done = [
