@@ -37,7 +37,7 @@ def used_while(pids: Sequence[int], action: Callable[[], Result]) -> tuple[Resul
 
 
 def quietest(pids: Sequence[int], action: Callable[[], Result], max_attempts: int) -> tuple[Result, Used]:
-    """Run `action` until others take few cores meanwhile; return its result of the quietest time, cores used."""
+    """Run `action` until others take few cores meanwhile; return its quietest result and the cores used."""
     found = used_while(pids, action)
     for _ in range(max_attempts - 1):
         if found[1].others <= MAX_OTHER_CORES:
