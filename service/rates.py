@@ -16,6 +16,7 @@ import struct
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO
@@ -53,6 +54,7 @@ class Rates:
         """Let each client make so many requests a minute; without a table, count in this process alone."""
         self._interval = PERIOD_SECONDS / per_minute
         self._table = table or make_table()
+        weakref.finalize(self, self._table.close)
         self._memory = mmap.mmap(self._table.fileno(), 0)
         self._seed = self._memory[-SEED_BYTES:]
         self._clock = clock  # the same in all processes of a host
