@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -49,7 +50,7 @@ def locked(tiny_models: Path, serve: Serve) -> Iterator[Live]:
 @pytest.mark.parametrize(
     "content", [lambda: b" " * 5 * MEGABYTE, lambda: chunks(5)], ids=["whole", "chunked"]
 )
-def test_a_connection_goes_on_after_a_refusal(locked: Live, content: Callable[[], object]):
+def test_a_connection_goes_on_after_a_refusal(locked: Live, content: Callable[[], Any]):
     with closing(http.client.HTTPConnection(address(locked), timeout=60)) as connection:
         connection.request("POST", ROUTE, body=content(), headers={"Content-Type": "application/json"})
         refused = connection.getresponse()
@@ -182,10 +183,10 @@ def test_the_log_has_no_texts_and_no_keys(tiny_models: Path, serve: Serve, log_f
                 sent = {"Content-Type": "application/json", **BEARER, **headers}
                 answer = client.request(method, path, content=content, headers=sent)
                 assert answer.status_code < 500
-        for content in BROKEN.values():
+        for broken in BROKEN.values():
             host, port = address(live).split(":")
             with socket.create_connection((host, int(port)), timeout=10) as connection:
-                connection.sendall(content.encode())
+                connection.sendall(broken.encode())
                 connection.shutdown(socket.SHUT_WR)
                 while connection.recv(65536):
                     pass
