@@ -33,9 +33,8 @@ IPV6_NETWORK = 64  # bits of an address that are a customer's; the others it cho
 def make_table(folder: str | None = None) -> IO[bytes]:
     """Make an empty table of 1 MiB in a folder, which goes with the last process that has it open."""
     table = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it stays open
-    table.truncate(NUM_SETS * SET.size)
-    table.seek(0, os.SEEK_END)
-    table.write(os.urandom(SEED_BYTES))
+    # Written, not left as a hole: where there is no room for it, the start fails and no worker later.
+    table.write(bytes(NUM_SETS * SET.size) + os.urandom(SEED_BYTES))
     table.flush()
     return table
 
