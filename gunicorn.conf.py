@@ -76,6 +76,7 @@ def post_worker_init(worker: Any) -> None:
     worker.wait_for_models(loading)
 
 
+IDLE_CONNECTIONS = 1000  # that a worker keeps beside those that a thread serves
 SPARE_THREADS = 16  # for refusals and health, when as many requests as may wait do
 
 bind = (
@@ -85,6 +86,7 @@ worker_class = "service.worker.Worker"
 logger_class = "service.worker.Log"
 workers = _plan.num_workers
 threads = _settings.threads + SPARE_THREADS
+worker_connections = threads + IDLE_CONNECTIONS
 preload_app = False  # ONNX Runtime's threads would not survive the fork
 timeout = 300  # seconds without a heartbeat; the heartbeat is a thread of its own, not a request
 graceful_timeout = int(_settings.request_timeout) + 60  # seconds for requests that wait or run after SIGTERM

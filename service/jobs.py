@@ -5,6 +5,7 @@ The lock of the queue guards all but `wait`.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Job:
     waiting: Waiting = field(init=False)
     rows: list[Row] = field(init=False)
     num_waiting: int = field(init=False)  # tokens
+    promise: float = math.inf  # the tokens that may be computed, of all requests, before it is done
     due: float = 0.0  # the virtual time at which its next part would have been computed
     error: Exception | None = None
     _num_missing: int = field(init=False)

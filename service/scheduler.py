@@ -26,7 +26,7 @@ from service.shares import Share
 from service.tickets import FOR_EVER, Ticket
 from service.turns import Turns
 
-MAX_SHARERS = 64  # requests that are looked through for texts that may join a run
+MAX_SHARERS = 32  # requests that are looked through for texts that may join a run
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,7 @@ class Scheduler:
         try:
             run = work.session.run_narrow if is_narrow else work.session.run
             computed = run(work.stack(sequences), work.outputs)
+            rows = iter([tuple(computed)] if work.is_run else list(zip(*computed, strict=True)))
         except Exception as error:  # noqa: BLE001  it belongs to the request, whatever it is
             if len(parts) > 1:
                 for part in parts:
@@ -193,7 +194,6 @@ class Scheduler:
             with self._guard:
                 self._end(parts[0][0], error)
             return
-        rows = iter([tuple(computed)] if work.is_run else zip(*computed, strict=True))
         with self._guard:
             for job, indices in parts:
                 job.put(indices, list(itertools.islice(rows, len(indices))))

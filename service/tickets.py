@@ -40,7 +40,6 @@ class Ticket:
     num_tokens: int = 0  # admitted and not computed yet
     is_held: bool = False  # its tokens count until it is answered: its answer takes memory for each
     has_begun: bool = False
-    promise: float = 0.0  # the tokens that may be computed, of all requests, before it is done; 0: none yet
     virtual: float = 0.0  # the scheduler's time at which its next share is due
     begin: float = field(default_factory=time.monotonic)
     looked: float = field(default_factory=time.monotonic)  # after the client, the last time

@@ -5,7 +5,7 @@ short one is done soon, whatever a long one has asked for.
 Source: Demers, Keshav, Shenker, "Analysis and simulation of a fair queueing algorithm" (virtual time).
 
 Where more comes in than can be computed, fair turns alone would let short requests without end overtake a
-longer one. So every request of no more than a queue's size is promised to be done by the time in which a full
+longer one. So whatever is no larger than a queue is promised to be done by the time in which a full
 queue is computed: before it would be too late, the oldest go first.
 """
 
@@ -22,7 +22,7 @@ from service.jobs import Job
 # cannot be overtaken.
 PROMISED_SHARE = 0.85
 
-by_due, by_promise = attrgetter("due"), attrgetter("ticket.promise")
+by_due, by_promise = attrgetter("due"), attrgetter("promise")
 
 
 class Turns:
@@ -44,9 +44,8 @@ class Turns:
         """Let a job wait whose next part has so many tokens."""
         ticket = job.ticket
         ticket.virtual = max(ticket.virtual, self._virtual)
-        if not ticket.promise:
-            is_short = job.num_waiting <= self._promised_tokens
-            ticket.promise = self._computed + (self._promised_tokens if is_short else math.inf)
+        is_short = job.num_waiting <= self._promised_tokens
+        job.promise = self._computed + (self._promised_tokens if is_short else math.inf)
         job.due = ticket.virtual + next_tokens
         self._jobs.append(job)
 
@@ -76,4 +75,4 @@ class Turns:
         """Tell whether a promise could be broken if the oldest had to wait for others any longer."""
         ahead = itertools.accumulate((job.num_waiting for job in oldest_first), initial=self._computed)
         next(ahead)
-        return any(total >= job.ticket.promise for total, job in zip(ahead, oldest_first, strict=True))
+        return any(total >= job.promise for total, job in zip(ahead, oldest_first, strict=True))

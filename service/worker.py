@@ -11,7 +11,8 @@ Knows connections and whether models are loading, nothing of what requests say. 
 - waits for connections that never sent a byte as long as for answers; here as for other idle ones;
 - hands a connection back to its main thread after every answer, which for a small request costs more than all
   the rest; here the thread that has answered waits a moment for the next request;
-- sends head and body of an answer apart; here together.
+- sends head and body of an answer apart; here together;
+- lets a new connection hold a thread for 5 s before it has sent a byte; here for a moment.
 """
 
 from __future__ import annotations
@@ -87,6 +88,10 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: gthread.TConn) -> Any:
         """Serve a connection until no request follows at once; return what gunicorn's own returns."""
+        if not conn.initialized and not conn.data_ready and self.alive:
+            if not _is_readable(conn.sock):
+                return gthread._DEFER  # noqa: SLF001  without a byte it holds no thread
+            conn.data_ready = True
         while True:
             result = super().handle(conn)
             # Anything but True is a connection at its end or without a request.

@@ -300,6 +300,16 @@ def test_open_connections_hold_no_thread(tiny_models: Path, serve: Serve):
                     assert read_answer(stream)[0] == 200
 
 
+def test_connections_that_never_send_hold_no_thread(tiny_models: Path, serve: Serve):
+    with serve(tiny_models, THREADS="1") as live, ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(connect(live))
+        with connect(live) as connection, connection.makefile("rb") as stream:
+            connection.settimeout(10)  # a tenth of what it would take if each held a thread for its 5 s
+            connection.sendall(raw("POST", ROUTE, body("hello")))
+            assert read_answer(stream)[0] == 200
+
+
 # --- processes -------------------------------------------------------------------------------------------
 
 

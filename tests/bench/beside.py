@@ -27,7 +27,6 @@ from tests.bench.texts import Texts
 
 WARM_UP_SECONDS = 1.5
 NUM_COMPARED, MIN_COSINE = 8, 0.999  # the longest and the shortest texts: both cut at the same token
-MAX_OTHER_CORES = 0.1  # taken by others on the host: beyond it a round is repeated
 MAX_ATTEMPTS = 2  # times the rounds wanted
 PERCENTILES = (50, 99)
 TARGETS = {Kind.SINGLE: 3.0, Kind.MIXED: 3.5, Kind.BULK: 1.4}  # of fp32
@@ -105,7 +104,7 @@ def _rounds(
 
 
 def _is_quiet(turns: Sequence[Turn]) -> bool:
-    return max(turn.other_cores for turn in turns) <= MAX_OTHER_CORES
+    return max(turn.other_cores for turn in turns) <= cores.MAX_OTHER_CORES
 
 
 def table(found: Found, title: str, command: str) -> list[str]:

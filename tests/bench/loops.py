@@ -42,6 +42,20 @@ class Sent:
                 total += weight(exchange.request) * inside / (exchange.ended - exchange.sent)
         return total / (end - begin)
 
+    def ended_rate(self, weight: Callable[[Request], float], skipped: float = 0.0) -> float:
+        """Return the weight of what ended with 200 in a second, after some skipped seconds.
+
+        Where a queue grows, requests on their way have had less than their part of the time: only what is
+        done counts.
+        """
+        begin, end = self.begin + skipped, self.begin + self.seconds
+        done = [
+            exchange.request
+            for exchange in self.exchanges
+            if exchange.status == http.client.OK and begin <= exchange.ended < end
+        ]
+        return sum(map(weight, done)) / (end - begin)
+
     @property
     def generator_microseconds(self) -> float:
         """Return the processor time of the generator for a request."""

@@ -28,6 +28,7 @@ QUEUE = "MAX_QUEUE_TOKENS"
 QUEUE_SECONDS = 2.0  # of work that may wait
 CAPACITY_SECONDS = 6.0
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+MAX_ATTEMPTS = 4  # of a level beside which others took too much of the host
 SETTLING_SHARE = 0.25  # of a level, not counted: the queue fills up first
 MAX_LOSS, MAX_REFUSAL_MILLISECONDS = 0.1, 50.0
 PERCENTILES = (50, 99)
@@ -152,9 +153,11 @@ def _capacity(service: Service, requests: Sequence[Request]) -> Sent:
 def _offer(
     service: Service, requests: Sequence[Request], factor: float, per_second: float, seconds: float
 ) -> Level:
-    sent, used = cores.used_while(
+    port = service.settings.port
+    sent, used = cores.quietest(
         [service.pid],
-        lambda: loops.opened(service.settings.port, itertools.cycle(requests), per_second, seconds),
+        lambda: loops.opened(port, itertools.cycle(requests), per_second, seconds),
+        MAX_ATTEMPTS,
     )
     skipped = seconds * SETTLING_SHARE
     counted = [exchange for exchange in sent.exchanges if exchange.due >= sent.begin + skipped]
@@ -165,10 +168,10 @@ def _offer(
     return Level(
         factor=factor,
         offered_per_second=len(counted) / span,
-        accepted_per_second=sent.rate(_one, skipped),
+        accepted_per_second=sent.ended_rate(_one, skipped),
         refused_per_second=len(refused) / span,
         others_per_second=(len(counted) - len(accepted) - len(refused)) / span,
-        tokens_per_second=sent.rate(_tokens, skipped),
+        tokens_per_second=sent.ended_rate(_tokens, skipped),
         accepted=_percentiles([exchange.ended - exchange.due for exchange in accepted]),
         accepted_since_sent=_percentiles([exchange.ended - exchange.sent for exchange in accepted]),
         refused=_percentiles([exchange.ended - exchange.due for exchange in refused]),

@@ -275,3 +275,17 @@ def test_a_fault_in_the_queue_is_told_to_all_who_wait() -> None:
     """A session that cannot say what it can do: whoever waits must hear of it."""
     with pytest.raises(AttributeError):
         Scheduler(10).submit(object(), texts(1, 5), ["out"], pad)  # type: ignore[arg-type]
+
+
+def test_a_run_with_rows_missing_is_an_error_and_the_next_request_is_served() -> None:
+    class Short(Gate):
+        def _compute(self, inputs: Mapping[str, Array], kind: str) -> list[Floats]:
+            (rows,) = super()._compute(inputs, kind)
+            return [rows, rows[1:]]
+
+    found = Callers(Scheduler(100), Short())
+    with found.pool:
+        found.session.open()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="zip"):
+                found.ask(texts(1, 5, 5)).result(SECONDS)

@@ -90,7 +90,7 @@ def test_many_promises_that_come_due_together_are_all_kept() -> None:
         take(turns, turns.in_order()[0])
         computed += 5
         for done in [each for each in waiting if not each.waiting]:
-            assert computed <= done.ticket.promise
+            assert computed <= done.promise
             waiting.remove(done)
             waiting.append(enter(turns, 5, 5))
 

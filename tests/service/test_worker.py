@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.workers import gthread
 from gunicorn.workers.gthread import ThreadWorker
 
 from service.worker import Worker
@@ -23,6 +24,7 @@ class Connection:
         self.sock, self.client = socket.socketpair()
         self.parser = SimpleNamespace(unreader=SimpleNamespace(buf=io.BytesIO()))
         self.served = 0
+        self.initialized, self.data_ready = True, False
 
 
 @pytest.fixture
@@ -66,6 +68,14 @@ def test_a_connection_is_given_back_while_others_wait(worker: Worker, conn: Conn
     conn.client.sendall(REQUEST * 3)
     assert worker.handle(conn) is True
     assert conn.served == 1
+
+
+def test_a_new_connection_without_a_byte_holds_no_thread(worker: Worker, conn: Connection) -> None:
+    conn.initialized = False
+    assert worker.handle(conn) is gthread._DEFER
+    conn.client.sendall(REQUEST)
+    assert worker.handle(conn) is True
+    assert (conn.served, conn.data_ready) == (1, True)
 
 
 @pytest.mark.parametrize("idle", ["keepalived_conns", "pending_conns"])
