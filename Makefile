@@ -51,7 +51,7 @@ bench-precision: $(VENV)/.test
 
 # Loads, overload, fairness. Beside infinity: make bench-serve BENCH="--infinity-python ENV/bin/python"
 bench-serve: $(VENV)/.test
-	$(BIN)/python -m tests.bench --only bulk,beside,overload,fairness,together,encoding $(BENCH)
+	$(BIN)/python -m tests.bench --only bulk,beside,overload,fairness,together,encoding,compression $(BENCH)
 
 # On a host with a GPU; elsewhere it says what is missing. Options: make gpu-check GPU_CHECK="--only parity"
 gpu-check: $(VENV)/.test

@@ -12,6 +12,7 @@ from service import config as _config  # without the underscore gunicorn would t
 from service import handover as _handover
 from service import logs as _logs
 from service import placement as _placement
+from service import rates as _rates
 from service import selection as _selection
 from service.errors import ConfigError
 
@@ -63,6 +64,8 @@ def pre_fork(server: Any, worker: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """Tell the worker, which reads its settings after this."""
     os.environ[_placement.VARIABLE] = server.plan.places[worker.place].encode()
+    if _rate_table:
+        os.environ[_rates.VARIABLE] = str(_rate_table.fileno())
     worker.early_signals = server.SIG_QUEUE
 
 
@@ -90,6 +93,7 @@ graceful_timeout = int(_settings.request_timeout) + 60  # seconds for requests t
 keepalive = 75  # longer than the usual load balancer's, so that it is the balancer that closes
 control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # heartbeats must not wait for a disk
+_rate_table = _rates.make_table(worker_tmp_dir) if _settings.rate_limit else None  # of all workers
 logconfig_dict = _logs.dict_config(_settings)
 # The tokenizer's thread pool sizes itself by the host; this keeps it within the quota.
 os.environ.setdefault("RAYON_NUM_THREADS", str(_settings.intra_op_threads))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from threading import Thread
-from typing import Any
+from typing import IO, Any
 
 import falcon
 import orjson
-from falcon import App, HTTPError, Request, Response
+from falcon import App, CORSMiddleware, HTTPError, Request, Response
 
-from service import addresses, lanes, logs, schema
+from service import addresses, lanes, logs, schema, unquoted
+from service.access import CallerCheck, RateCheck
 from service.addresses import FetchRules
 from service.admission import Admission, Limits
-from service.config import Settings
+from service.config import EVERY_ORIGIN, Settings
 from service.door import Door
 from service.errors import (
     BodyTooLarge,
@@ -25,18 +26,24 @@ from service.errors import (
     ModelOutputInvalid,
     ModelUnavailable,
     Overloaded,
+    RateLimited,
     RequestError,
+    Unauthorized,
     UnsupportedMedia,
     WaitedTooLong,
 )
+from service.finishing import EXPOSED, Finish
+from service.keys import Keys
 from service.media import ImageReader
 from service.middleware import RequestLog
 from service.placement import Placement
+from service.rates import Rates
 from service.registry import Registry
 from service.resources import RETRY_SECONDS, Embeddings, Health, Models, Rerank, Root
 from service.scheduler import Scheduler
 
 STATUSES: dict[type[RequestError], int] = {
+    Unauthorized: 401,
     InvalidRequest: 422,
     LateChunkingUnsupported: 422,
     ModelNotFound: 404,
@@ -45,25 +52,27 @@ STATUSES: dict[type[RequestError], int] = {
     ModelUnavailable: 503,
     ModelOutputInvalid: 500,
     Overloaded: 429,
+    RateLimited: 429,
     WaitedTooLong: 504,
     ClientGone: 499,  # what proxies log; nobody reads it
 }
+RateTable = IO[bytes] | None
 BODIES_AT_ONCE = 8  # bodies of the largest size that a worker holds at once
 FALCON_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
-def create_app(settings: Settings, placement: Placement) -> tuple[App, Thread]:  # type: ignore[type-arg]
+def create_app(settings: Settings, placement: Placement, rate_table: RateTable) -> tuple[App, Thread]:  # type: ignore[type-arg]
     """Make the application and the thread that loads its models. Raises ConfigError when there are none."""
     num_lanes = lanes.count(settings.intra_op_threads)
     scheduler = Scheduler(settings.max_batch_tokens, num_lanes, settings.max_queue_tokens)
     registry = Registry(settings, scheduler, placement)
-    return make_app(settings, registry), registry.start_loading()
+    return make_app(settings, registry, rate_table), registry.start_loading()
 
 
-def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[type-arg]
-    """Wire the routes to a registry, loaded or not."""
-    app = App(middleware=[RequestLog()])
+def make_app(settings: Settings, registry: Registry, rate_table: RateTable = None) -> App:  # type: ignore[type-arg]
+    """Wire the routes to a registry, loaded or not; without a table, rates are of this process alone."""
+    app = App(middleware=[RequestLog(), *_access(settings, rate_table)])
     app.req_options.strip_url_path_trailing_slash = True
     json_handler = falcon.media.JSONHandler(dumps=_dumps, loads=orjson.loads)
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = json_handler
@@ -81,6 +90,20 @@ def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[typ
     app.add_error_handler(Exception, _answer_unexpected)
     app.set_error_serializer(_answer_falcon_error)
     return app
+
+
+def _access(settings: Settings, rate_table: RateTable) -> list[Any]:
+    """Make what stands around the routes; what comes later is nearer to them."""
+    origins = settings.cors_origins
+    has_every = origins == (EVERY_ORIGIN,)
+    found: list[Any] = []
+    if origins:
+        found.append(CORSMiddleware(EVERY_ORIGIN if has_every else origins, expose_headers=EXPOSED))
+    if settings.api_keys:
+        found.append(CallerCheck(Keys(settings.api_keys)))
+    if settings.rate_limit:
+        found.append(RateCheck(Rates(settings.rate_limit, rate_table), settings.rate_limit))
+    return [*found, Finish(settings.compression, varies_by_origin=bool(origins) and not has_every)]
 
 
 def _admission(settings: Settings) -> Admission:
@@ -124,7 +147,7 @@ def _answer_request_error(req: Request, resp: Response, error: RequestError, par
         resp.media = schema.late_chunking_refusal(resp.media)
     if isinstance(error, ModelUnavailable) and error.code == "model_loading":
         resp.set_header("Retry-After", RETRY_SECONDS)
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | RateLimited):
         resp.set_header("Retry-After", str(error.retry_seconds))
     req.context.fields["code"] = error.code
 
@@ -133,7 +156,8 @@ def _answer_unexpected(req: Request, resp: Response, error: Exception, params: d
     """Answer 500 for what nobody foresaw; for Falcon's own errors it has handlers of its own."""
     request_id = req.context.request_id
     logging.getLogger(logs.LOGGER_NAME).error(
-        "unexpected error", exc_info=error, extra={logs.FIELDS: {"request_id": request_id}}
+        "unexpected error",
+        extra={logs.FIELDS: {"request_id": request_id, "error": unquoted.places(error)}},
     )
     resp.status = falcon.HTTP_500
     message = f"The server failed unexpectedly. Its log has the reason under request id {request_id}."

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from service import addresses, devices, host
+from service.compression import Compression
 from service.devices import Wish
 from service.errors import ConfigError
 from service.manifest import Precision
@@ -16,8 +18,9 @@ from service.manifest import Precision
 AUTO = "auto"
 MEBIBYTE = 1 << 20
 Choice = TypeVar("Choice", bound=StrEnum)
-# Of the architecture, but not built yet: set, they stop the start, so that nobody relies on them.
-UNSUPPORTED = ("API_KEYS", "CORS_ORIGINS", "RATE_LIMIT")
+KEY = re.compile(r"[!-~]+")  # what a header can carry, no blank in it
+ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")  # as a browser writes it
+EVERY_ORIGIN = "*"
 
 
 class LogLevel(StrEnum):
@@ -57,6 +60,10 @@ class Settings:
     image_allow_hosts: tuple[str, ...] = ()  # names, addresses and networks that image URLs may lead into
     image_max_bytes: int = 8 * MEBIBYTE  # of one file
     image_max_pixels: int = 64_000_000  # of one image before its resize
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # of which a request must show one; empty: none
+    rate_limit: int | None = None  # requests a minute of a key, or of an address; None: no limit
+    cors_origins: tuple[str, ...] = ()  # whose pages may call the service from a browser; `*`: all
+    compression: Compression = Compression.AUTO  # who gets gzip that asks for it
     cache_dir: Path | None = None  # where prepacked copies of graphs go; None: .cache in models_dir
     verify_hashes: bool = False  # check sha256 of every bundle file at start
     log_level: LogLevel = LogLevel.INFO
@@ -66,9 +73,6 @@ class Settings:
 def from_environment(environ: Mapping[str, str]) -> Settings:
     """Read the settings; an empty variable counts as unset. Raises ConfigError naming the variable."""
     present = {name: value.strip() for name, value in environ.items() if value.strip()}
-    for name in UNSUPPORTED:
-        if name in present:
-            raise ConfigError(f"{name} is not supported by this version; unset it")
     values: dict[str, Any] = {
         field: parse(name, present[name]) for name, (field, parse) in VARIABLES.items() if name in present
     }
@@ -161,6 +165,28 @@ def _hosts(name: str, value: str) -> tuple[str, ...]:
     return words
 
 
+def _keys(name: str, value: str) -> tuple[str, ...]:
+    """Split a list of keys; an error says which one is wrong, never what it is."""
+    words = tuple(part.strip() for part in value.split(","))
+    for number, word in enumerate(words, start=1):
+        if not KEY.fullmatch(word):
+            raise ConfigError(
+                f"{name}: key {number} of {len(words)} is empty or has a blank or another "
+                "character than ASCII; separate keys by one comma"
+            )
+    return words
+
+
+def _origins(name: str, value: str) -> tuple[str, ...]:
+    words = tuple(part.strip() for part in value.split(","))
+    if words != (EVERY_ORIGIN,) and not all(map(ORIGIN.fullmatch, words)):
+        raise ConfigError(
+            f"{name} is {value!r}, must be '*' or comma-separated origins as browsers write them, in small "
+            "letters and without a path: https://app.example.com,http://localhost:3000"
+        )
+    return words
+
+
 def _models(name: str, value: str) -> tuple[str, ...] | None:
     """Split `model`, `model:task,task`: which words are tasks is for those to say who know the bundles."""
     if value.lower() == "all":
@@ -192,6 +218,10 @@ VARIABLES: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "IMAGE_ALLOW_HOSTS": ("image_allow_hosts", _hosts),
     "IMAGE_MAX_BYTES": ("image_max_bytes", _integer(1, 1 << 30)),
     "IMAGE_MAX_PIXELS": ("image_max_pixels", _integer(1, 1 << 30)),
+    "API_KEYS": ("api_keys", _keys),
+    "RATE_LIMIT": ("rate_limit", _integer(1, 1_000_000)),
+    "CORS_ORIGINS": ("cors_origins", _origins),
+    "COMPRESSION": ("compression", _one_of(Compression)),
     "CACHE_DIR": ("cache_dir", _path),
     "VERIFY_HASHES": ("verify_hashes", _flag),
     "LOG_LEVEL": ("log_level", _one_of(LogLevel)),

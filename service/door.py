@@ -29,6 +29,7 @@ class Door:
         with self.admission.request(
             connections.watch(req.env), min(num_bytes, self.max_body_bytes)
         ) as ticket:
+            req.context.ticket = ticket
             yield ticket, bodies.read(req, self.max_body_bytes)
 
     def admit(self, ticket: Ticket, num_tokens: int, is_held: bool = False) -> None:

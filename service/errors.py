@@ -8,6 +8,7 @@ ProjectError
 ├── BakeError              a checkpoint cannot be baked
 ├── ImageError             an image cannot be fetched or read; becomes an InvalidRequest with its place
 └── RequestError           one request cannot be answered; has param and code
+    ├── Unauthorized       no API key, or a wrong one
     ├── InvalidRequest     the request itself is wrong
     │   └── LateChunkingUnsupported   has a body of its own in the specification
     ├── ModelNotFound      no such model is loaded
@@ -15,6 +16,7 @@ ProjectError
     ├── UnsupportedMedia   the content type is not JSON
     ├── ModelUnavailable   the model is still loading, or failed to load
     ├── Overloaded         too much waits already; has retry_seconds
+    ├── RateLimited        the client has asked too often; has retry_seconds
     ├── WaitedTooLong      nothing of it was computed within REQUEST_TIMEOUT
     ├── ClientGone         nobody waits for the answer any more
     └── ModelOutputInvalid the graph answered with a value that is not finite, or not what it promises
@@ -64,6 +66,13 @@ class RequestError(ProjectError):
         self.message = message
         self.param = param
         self.code = code
+
+
+class Unauthorized(RequestError):
+    """The request shows no key, or none of the server's."""
+
+    def __init__(self, reason: str, code: str) -> None:
+        super().__init__(f"{reason}. Send 'Authorization: Bearer KEY' with one of its API_KEYS.", code=code)
 
 
 class InvalidRequest(RequestError):
@@ -132,6 +141,18 @@ class Overloaded(RequestError):
     def __init__(self, reason: str, retry_seconds: int) -> None:
         message = f"Overloaded: {reason}. Try again in {retry_seconds} s, as Retry-After says."
         super().__init__(message, code="overloaded")
+        self.retry_seconds = retry_seconds
+
+
+class RateLimited(RequestError):
+    """The client has made as many requests as it may; it should come again after `retry_seconds`."""
+
+    def __init__(self, per_minute: int, retry_seconds: int) -> None:
+        super().__init__(
+            f"More than {per_minute} requests a minute (RATE_LIMIT). Try again in {retry_seconds} s, as "
+            "Retry-After says; a request may have many inputs.",
+            code="rate_limit_exceeded",
+        )
         self.retry_seconds = retry_seconds
 
 

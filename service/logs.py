@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from service.config import LogFormat, Settings
+from service.unquoted import Unquoted
 
 LOGGER_NAME = "jina_onnx_server"
 FIELDS = "fields"  # the attribute of a record that holds its structured part
@@ -70,11 +71,17 @@ def dict_config(settings: Settings) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": FORMATTERS[settings.log_format]}},
+        "filters": {"unquoted": {"()": Unquoted}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"level": "WARNING", "handlers": ["stderr"]},
         "loggers": {
             LOGGER_NAME: {"level": level, "handlers": ["stderr"], "propagate": False},
-            "gunicorn.error": {"level": level, "handlers": ["stderr"], "propagate": False},
+            "gunicorn.error": {
+                "level": level,
+                "handlers": ["stderr"],
+                "filters": ["unquoted"],
+                "propagate": False,
+            },
             "gunicorn.access": {
                 "level": "CRITICAL",
                 "handlers": [],

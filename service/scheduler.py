@@ -72,6 +72,7 @@ class Scheduler:
         if not work.lengths:
             return []
         job = Job(work, ticket)
+        ticket.queue()
         with self._guard:
             self._turns.add(job, self._next_tokens(job))
             self._wake_lane()
@@ -80,6 +81,7 @@ class Scheduler:
             job.wait(FOR_EVER)
         if job.error:
             raise job.error
+        ticket.end()
         return job.rows
 
     def _drop(self, job: Job) -> None:

@@ -44,12 +44,22 @@ class Ticket:
     begin: float = field(default_factory=time.monotonic)
     looked: float = field(default_factory=time.monotonic)  # after the client, the last time
     waited_seconds: float = 0.0  # until its first run
+    queued_seconds: float = 0.0  # from its begin until it stood in the queue
+    computed_seconds: float = 0.0  # from its begin until all was computed
 
     def start(self) -> None:
         """Note that a first part of it runs: from here on it is computed to its end."""
         if not self.has_begun:
             self.has_begun = True
             self.waited_seconds = time.monotonic() - self.begin
+
+    def queue(self) -> None:
+        """Note that a part of it stands in the queue."""
+        self.queued_seconds = self.queued_seconds or time.monotonic() - self.begin
+
+    def end(self) -> None:
+        """Note that a part of it has been computed; the last one counts."""
+        self.computed_seconds = time.monotonic() - self.begin
 
     def is_late(self) -> bool:
         """Tell whether it has waited too long to begin."""

@@ -17,7 +17,7 @@ GUNICORN = (sys.executable, "-m", "gunicorn", "service.wsgi:app", "-c", "gunicor
 
 def environment(kept: Collection[str] = (), **settings: str) -> dict[str, str]:
     """Return the environment with the service's own settings replaced by the given ones and those `kept`."""
-    own = {*config.VARIABLES, *config.UNSUPPORTED, "GUNICORN_CMD_ARGS"} - {*kept}
+    own = {*config.VARIABLES, "GUNICORN_CMD_ARGS"} - {*kept}
     return {name: value for name, value in os.environ.items() if name not in own} | settings
 
 

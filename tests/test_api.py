@@ -710,15 +710,19 @@ def test_unforeseen_failure(
     tiny_models: Path, monkeypatch: pytest.MonkeyPatch, lines: list[logging.LogRecord]
 ):
     client, registry = service(tiny_models)
+    secret = "an inner secret"
 
     def fail(name: str) -> None:
-        raise RuntimeError("an inner secret")
+        raise RuntimeError(secret)
 
     monkeypatch.setattr(registry, "get", fail)
     answer = post(client, request(), X_Request_ID="call-2")
     assert_error(answer, 500, None, "internal_error")
     assert "secret" not in answer.text and "call-2" in answer.json["detail"]
-    assert any(line.exc_info and vars(line)["fields"]["request_id"] == "call-2" for line in lines)
+    (written,) = (vars(line)["fields"] for line in lines if line.getMessage() == "unexpected error")
+    assert written["request_id"] == "call-2"
+    assert "RuntimeError" in written["error"] and "in fail" in written["error"]
+    assert secret not in written["error"], "a message may quote the request"
 
 
 @pytest.mark.parametrize("route", ["/healthz", "/readyz", "/livez"])

@@ -48,8 +48,3 @@ def test_every_setting_is_in_the_table() -> None:
     rows = re.findall(r"^\| (`[^|]+) \|", README, re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
     assert named == set(config.VARIABLES)
-
-
-def test_every_unsupported_setting_is_named() -> None:
-    (sentence,) = re.findall(r"^(`API_KEYS`.*?)not supported", README, re.MULTILINE | re.DOTALL)
-    assert set(re.findall(r"`([A-Z_]+)`", sentence)) == set(config.UNSUPPORTED)

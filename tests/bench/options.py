@@ -49,6 +49,7 @@ class Part(StrEnum):
     FAIRNESS = "fairness"
     TOGETHER = "together"
     ENCODING = "encoding"
+    COMPRESSION = "compression"
     BAKE_8B = "bake-8b"
     BAKE_V4 = "bake-v4"
 
@@ -67,7 +68,7 @@ PRECISIONS = {  # where none is asked for
     Part.PRECISION: CPU_PRECISIONS,
     Part.VISION: (Precision.FP32,),
     Part.BESIDE: CPU_PRECISIONS,
-    **dict.fromkeys((Part.OVERLOAD, Part.FAIRNESS, Part.TOGETHER), SPEED_PRECISIONS),
+    **dict.fromkeys((Part.OVERLOAD, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), SPEED_PRECISIONS),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), (Precision.INT8_BLOCK,)),
 }
 SIZES = {
@@ -88,14 +89,14 @@ SAID = {
     Part.VISION: ("runs",),
     **dict.fromkeys((Part.MEMORY, Part.ARENA), ("runs",)),
     Part.SOAK: ("soak_seconds",),
-    **dict.fromkeys((Part.BESIDE, Part.FAIRNESS, Part.TOGETHER), ("runs", "seconds")),
+    **dict.fromkeys((Part.BESIDE, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), ("runs", "seconds")),
     Part.OVERLOAD: ("seconds",),
     Part.ENCODING: (),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("layers",)),
 }
 PLACES = {
     **dict.fromkeys(SMALL_PARTS, ("models_dir", "xquad")),
-    **dict.fromkeys((Part.FAIRNESS, Part.TOGETHER), ("models_dir", "xquad")),
+    **dict.fromkeys((Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), ("models_dir", "xquad")),
     Part.BESIDE: ("models_dir", "xquad", "infinity_python"),
     Part.OVERLOAD: ("models_dir", "xquad", "plot"),
     Part.ENCODING: (),

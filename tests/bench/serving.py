@@ -10,6 +10,7 @@ from typing import Any
 from service.manifest import Precision
 from tests.bench import (
     beside,
+    compressed,
     encoded,
     fairness,
     infinity_process,
@@ -72,10 +73,21 @@ def _encoding(chosen: argparse.Namespace) -> list[str]:
     return encoded.table(encoded.measure(), options.command(Part.ENCODING, chosen))
 
 
+def _compression(chosen: argparse.Namespace) -> list[str]:
+    found, command = texts.load(chosen.xquad), options.command(Part.COMPRESSION, chosen)
+    lines = compressed.levels_table(command)
+    for precision in options.precisions(Part.COMPRESSION, chosen):
+        with server.serve(chosen.models_dir, precision) as service:
+            measured = compressed.measure(service, found, chosen.runs, chosen.seconds)
+        lines += compressed.rates_table(measured, f"{precision}, {found.source}", command)
+    return lines
+
+
 PARTS: dict[Part, Callable[[argparse.Namespace], Any]] = {
     Part.BESIDE: _beside,
     Part.OVERLOAD: _overload,
     Part.FAIRNESS: _fairness,
     Part.TOGETHER: _together,
     Part.ENCODING: _encoding,
+    Part.COMPRESSION: _compression,
 }

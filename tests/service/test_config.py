@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.config import UNSUPPORTED, LogFormat, Settings, from_environment
+from service.config import LogFormat, Settings, from_environment
 from service.devices import Kind, Wish
 from service.errors import ConfigError
 from service.manifest import Precision
@@ -85,6 +85,15 @@ def test_workers_never_have_more_threads_than_cores(
         ("LOG_LEVEL", "loud"),
         ("WORKERS", "0"),
         ("MAX_INPUTS", "-1"),
+        ("API_KEYS", ","),
+        ("RATE_LIMIT", "0"),
+        ("RATE_LIMIT", "1.5"),
+        ("CORS_ORIGINS", "example.com"),
+        ("CORS_ORIGINS", "https://example.com/"),
+        ("CORS_ORIGINS", "https://Example.com"),
+        ("CORS_ORIGINS", "*,https://example.com"),
+        ("CORS_ORIGINS", "null"),
+        ("COMPRESSION", "gzip"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(name: str, value: str) -> None:
@@ -92,10 +101,20 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: str) -> None:
         from_environment({name: value})
 
 
-@pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_is_not_built_yet_stops_the_start(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}.*not supported by this version"):
-        from_environment({name: "1"})
+def test_keys_and_origins_are_lists() -> None:
+    settings = from_environment(
+        {"API_KEYS": "one, two+/=", "CORS_ORIGINS": "https://a.example, http://localhost:3000,http://[::1]:8"}
+    )
+    assert settings.api_keys == ("one", "two+/=")
+    assert settings.cors_origins == ("https://a.example", "http://localhost:3000", "http://[::1]:8")
+    assert "two" not in repr(settings)
+
+
+@pytest.mark.parametrize("value", ["secret,", "secret, ,b", "sec ret", "secreté"])
+def test_a_wrong_key_is_not_quoted(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"API_KEYS: key \d of \d is empty or has") as caught:
+        from_environment({"API_KEYS": value})
+    assert "secret" not in str(caught.value) and "sec ret" not in str(caught.value)
 
 
 def test_every_variable_sets_a_field() -> None:
