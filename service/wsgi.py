@@ -3,11 +3,12 @@
 import logging.config
 import os
 
-from service import config, logs, placement
+from service import config, logs, metric_files, placement
 from service.app import create_app
 
 settings = config.from_environment(os.environ)
 logging.config.dictConfig(logs.dict_config(settings))
 # gunicorn's master hands every worker its place; under another server this process is the only one.
 place = placement.from_environment(os.environ) or placement.alone(settings.device)
-app, loading = create_app(settings, place)
+# Its master has also made a folder in which all workers count.
+app, loading = create_app(settings, place, metric_files.from_environment(os.environ))

@@ -15,7 +15,8 @@ FORBIDDEN_IN_SERVICE = {"torch", "transformers", "onnx", "optimum", "convert", "
 # Each module may import modules of earlier rows; of its own row only where the row says so by being a chain.
 SERVICE_LAYERS: list[set[str]] = [
     {"errors"},
-    {"figures", "files", "limits", "vision", "addresses", "wire", "connections"},
+    {"figures", "files", "limits", "vision", "addresses", "wire", "connections", "observing"},
+    {"metric_files"},
     {"manifest", "host", "images", "windows", "fetching", "copy_records", "compacting", "tickets"},
     {"devices"},
     {"config", "placement", "providers"},
@@ -34,7 +35,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"loading"},
     {"status"},
     {"registry", "schema"},
-    {"resources", "middleware"},
+    {"resources", "middleware", "metrics"},
     {"app"},
     {"wsgi"},
     {"listening", "joining"},
@@ -89,6 +90,7 @@ OWNERS = {
     "msgspec": {"manifest", "parsing", "schema", "inputs"},
     "PIL": {"images"},
     "httpcore2": {"fetching"},
+    "prometheus_client": {"metrics", "metric_files"},
 }
 
 
