@@ -19,6 +19,9 @@ from service.observing import Answer, Part, Source, Unserved
 from service.registry import Registry
 from service.scheduler import Scheduler
 from tests.conftest import MODEL
+from tests.processes import PROJECT
+
+DOCUMENTATION = (PROJECT / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 GRAPH = SimpleNamespace(source=Source("tiny", "fp32"))
 RUN = {"model": "tiny", "precision": "fp32", "part": "text"}
@@ -208,13 +211,12 @@ def test_nothing_that_a_caller_makes_up_is_in_it(client: TestClient) -> None:
         client.simulate_post("/v1/embeddings", json={"model": MODEL, "input": "a", "task": mark})
         client.simulate_get(f"/{mark}")
         client.simulate_get(f"/v1/embeddings/{mark}")
-        client.simulate_request(mark.upper(), "/v1/embeddings")
         client.simulate_get("/metrics", headers={"Accept": mark}, query_string=mark)
     text = client.simulate_get("/metrics").text
     assert MARK not in text.lower()
     routes = {dict(labels).get("route") for _, labels in samples(text)} - {None}
     assert routes == {"/v1/embeddings", "/metrics", "other"}
-    # New at most: statuses 200, 400 and 422 of embeddings, 404 of it and of other paths, and their times.
+    # New at most: 200, 404 and 422 of embeddings, 404 of other paths, 200 of /metrics, and their times.
     assert len(samples(text)) - num_series < 60
 
 
@@ -244,3 +246,14 @@ def test_head_has_the_head_alone(client: TestClient) -> None:
 
 def test_other_methods_are_refused(client: TestClient) -> None:
     assert client.simulate_post("/metrics").status_code == 405
+
+
+def test_every_metric_is_in_the_documentation(full: Metrics) -> None:
+    rows = re.findall(r"^\| `([a-z_]+)` \| (\w+) \|(.*?)\|", DOCUMENTATION, re.MULTILINE)
+    documented = {name: (kind, set(re.findall("[a-z]+", labels))) for name, kind, labels in rows}
+    found = {}
+    for family in parse_text(full.render()[0].decode()):
+        suffix = "_total" if family.type == "counter" else ""
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        found[family.name.removeprefix(f"{NAMESPACE}_") + suffix] = (family.type, labels)
+    assert documented == found
