@@ -42,7 +42,7 @@ def on_starting(server: Any) -> None:
     Make the folder in which the workers count, for as long as this master lives.
     """
     folder = _metric_files.make()
-    os.chown(folder, server.cfg.uid, server.cfg.gid)
+    os.chown(folder, server.cfg.uid, server.cfg.gid)  # the workers may be of another user
     os.environ[_metric_files.VARIABLE] = str(folder)
     server.handover = _handover.Handover(server)
     reload = server.reload
