@@ -5,12 +5,14 @@ A wrong setting ends the start here, in the master, with one line that names the
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from service import bundles as _bundles
 from service import config as _config  # without the underscore gunicorn would take the names for settings
 from service import handover as _handover
 from service import logs as _logs
+from service import metric_files as _metric_files
 from service import placement as _placement
 from service import rates as _rates
 from service import selection as _selection
@@ -36,7 +38,13 @@ except ConfigError as error:
 
 
 def on_starting(server: Any) -> None:
-    """Let a reload (HUP) replace the workers once new ones serve; one that would be an error, not at all."""
+    """Let a reload (HUP) replace the workers once new ones serve; one that would be an error, not at all.
+
+    Make the folder in which the workers count, for as long as this master lives.
+    """
+    folder = _metric_files.make()
+    os.chown(folder, server.cfg.uid, server.cfg.gid)  # the workers may be of another user
+    os.environ[_metric_files.VARIABLE] = str(folder)
     server.handover = _handover.Handover(server)
     reload = server.reload
 
@@ -74,6 +82,11 @@ def post_worker_init(worker: Any) -> None:
     from service.wsgi import loading  # begins in the worker
 
     worker.wait_for_models(loading)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Keep what a worker has counted that has ended."""
+    _metric_files.bury(Path(os.environ[_metric_files.VARIABLE]), worker.pid)
 
 
 IDLE_CONNECTIONS = 1000  # that a worker keeps beside those that a thread serves

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from service.errors import ClientGone, Overloaded, WaitedTooLong
+from service.observing import NOBODY, Observer, Unserved
 from service.tickets import Ticket
 
 HALF_LIFE_SECONDS = 10.0  # after which what was computed counts half in the speed of the queue
@@ -45,9 +46,9 @@ class Counts:
 class Admission:
     """The door of a worker."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, observer: Observer = NOBODY) -> None:
         """Let in what the limits allow."""
-        self._limits = limits
+        self._limits, self._observer = limits, observer
         self._counts = Counts()
         self._body_bytes = 0
         self._guard = threading.Lock()
@@ -64,16 +65,14 @@ class Admission:
         try:
             yield ticket
         except (WaitedTooLong, ClientGone) as error:
+            is_late = isinstance(error, WaitedTooLong)
             with self._guard:
-                self._counts.timed_out += isinstance(error, WaitedTooLong)
-                self._counts.disconnected += isinstance(error, ClientGone)
+                self._counts.timed_out += is_late
+                self._counts.disconnected += not is_late
+            self._observer.unserved(Unserved.TIMED_OUT if is_late else Unserved.DISCONNECTED)
             raise
         finally:
-            with self._guard:
-                self._fade()
-                self._counts.requests -= 1
-                self._counts.tokens -= ticket.num_tokens
-                self._body_bytes -= num_body_bytes
+            self._leave(ticket, num_body_bytes)
 
     def admit(self, ticket: Ticket, num_tokens: int, *, is_held: bool = False) -> None:
         """Let a request wait for so many tokens; where they are `is_held`, until it is answered.
@@ -92,6 +91,7 @@ class Admission:
             self._counts.tokens += num_tokens
             self._counts.admitted += 1
             ticket.num_tokens, ticket.is_held = num_tokens, is_held
+        self._observer.queue_changed(0, num_tokens)
 
     def status(self) -> dict[str, float]:
         """Return the counts and the speed in tokens/s, 0 where nothing was computed yet."""
@@ -111,10 +111,24 @@ class Admission:
                 raise self._refusal(f"the bodies of other requests take {self._body_bytes} bytes", of_one)
             counts.requests += 1
             self._body_bytes += num_body_bytes
+        self._observer.queue_changed(1, 0)
+
+    def _leave(self, ticket: Ticket, num_body_bytes: int) -> None:
+        with self._guard:
+            self._fade()
+            # The last run may be told of only now: what is no longer there is not taken off again.
+            num_tokens, ticket.num_tokens = ticket.num_tokens, 0
+            self._counts.requests -= 1
+            self._counts.tokens -= num_tokens
+            self._body_bytes -= num_body_bytes
+        self._observer.queue_changed(-1, -num_tokens)
+        if ticket.has_begun:
+            self._observer.waited(ticket.waited_seconds)
 
     def _refusal(self, reason: str, num_tokens: float) -> Overloaded:
         """Count a refusal; the caller should come again when so many tokens more have been computed."""
         self._counts.refused += 1
+        self._observer.unserved(Unserved.REFUSED)
         speed = self._speed()
         seconds = math.ceil(num_tokens / speed) if speed else 1
         return Overloaded(reason, min(max(1, seconds), MAX_RETRY_SECONDS))
@@ -123,10 +137,10 @@ class Admission:
         with self._guard:
             self._fade()
             self._work += num_tokens
-            if not ticket.is_held:
-                num_done = min(num_tokens, ticket.num_tokens)
-                ticket.num_tokens -= num_done
-                self._counts.tokens -= num_done
+            num_done = 0 if ticket.is_held else min(num_tokens, ticket.num_tokens)
+            ticket.num_tokens -= num_done
+            self._counts.tokens -= num_done
+        self._observer.queue_changed(0, -num_done)
 
     def _speed(self) -> float:
         self._fade()

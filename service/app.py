@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import platform
+from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
@@ -11,7 +13,7 @@ import falcon
 import orjson
 from falcon import App, CORSMiddleware, HTTPError, Request, Response
 
-from service import addresses, lanes, logs, schema, unquoted
+from service import addresses, lanes, logs, providers, schema, unquoted
 from service.access import CallerCheck, RateCheck
 from service.addresses import FetchRules
 from service.admission import Admission, Limits
@@ -35,11 +37,13 @@ from service.errors import (
 from service.finishing import EXPOSED, Finish
 from service.keys import Keys
 from service.media import ImageReader
+from service.metrics import Metrics
 from service.middleware import RequestLog
+from service.observing import Observer
 from service.placement import Placement
 from service.rates import Rates
 from service.registry import Registry
-from service.resources import RETRY_SECONDS, Embeddings, Health, Models, Rerank, Root
+from service.resources import RETRY_SECONDS, Embeddings, Figures, Health, Models, Rerank, Root
 from service.scheduler import Scheduler
 
 STATUSES: dict[type[RequestError], int] = {
@@ -62,21 +66,44 @@ FALCON_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_all
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
-def create_app(settings: Settings, placement: Placement, rate_table: RateTable) -> tuple[App, Thread]:  # type: ignore[type-arg]
-    """Make the application and the thread that loads its models. Raises ConfigError when there are none."""
+def create_app(
+    settings: Settings, placement: Placement, rate_table: RateTable = None, metrics_folder: Path | None = None
+) -> tuple[App, Thread]:  # type: ignore[type-arg]
+    """Make the application and the thread that loads its models. Raises ConfigError when there are none.
+
+    Workers with the same table of rates share their limit; with the same folder they answer for each other in
+    /metrics.
+    """
+    metrics = make_metrics(metrics_folder)
     num_lanes = lanes.count(settings.intra_op_threads)
-    scheduler = Scheduler(settings.max_batch_tokens, num_lanes, settings.max_queue_tokens)
-    registry = Registry(settings, scheduler, placement)
-    return make_app(settings, registry, rate_table), registry.start_loading()
+    scheduler = Scheduler(settings.max_batch_tokens, num_lanes, settings.max_queue_tokens, metrics)
+    registry = Registry(settings, scheduler, placement, metrics)
+    return make_app(settings, registry, rate_table, metrics), registry.start_loading()
 
 
-def make_app(settings: Settings, registry: Registry, rate_table: RateTable = None) -> App:  # type: ignore[type-arg]
-    """Wire the routes to a registry, loaded or not; without a table, rates are of this process alone."""
-    app = App(middleware=[RequestLog(), *_access(settings, rate_table)])
+def make_metrics(folder: Path | None = None) -> Metrics:
+    """Begin to count, in a folder for several processes."""
+    build = {
+        "version": _version(),
+        "python": platform.python_version(),
+        "onnxruntime": providers.RUNTIME_VERSION,
+    }
+    return Metrics(build, folder)
+
+
+def make_app(
+    settings: Settings, registry: Registry, rate_table: RateTable = None, metrics: Metrics | None = None
+) -> App:  # type: ignore[type-arg]
+    """Wire the routes to a registry, loaded or not.
+
+    Without a table, rates are of this process alone; without metrics they are begun here.
+    """
+    metrics = metrics or make_metrics()
+    app = App(middleware=[RequestLog(metrics), *_access(settings, rate_table)])
     app.req_options.strip_url_path_trailing_slash = True
     json_handler = falcon.media.JSONHandler(dumps=_dumps, loads=orjson.loads)
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = json_handler
-    door = Door(_admission(settings), settings.max_body_bytes)
+    door = Door(_admission(settings, metrics), settings.max_body_bytes)
     health = Health(registry, door.admission)
     app.add_route("/", Root(registry, _version()))
     embeddings = Embeddings(registry, _image_reader(settings), door, settings.max_inputs)
@@ -86,6 +113,7 @@ def make_app(settings: Settings, registry: Registry, rate_table: RateTable = Non
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/livez", health, suffix="live")
+    app.add_route("/metrics", Figures(metrics.render))
     app.add_error_handler(RequestError, _answer_request_error)
     app.add_error_handler(Exception, _answer_unexpected)
     app.set_error_serializer(_answer_falcon_error)
@@ -106,14 +134,14 @@ def _access(settings: Settings, rate_table: RateTable) -> list[Any]:
     return [*found, Finish(settings.compression, varies_by_origin=bool(origins) and not has_every)]
 
 
-def _admission(settings: Settings) -> Admission:
+def _admission(settings: Settings, observer: Observer) -> Admission:
     limits = Limits(
         max_tokens=settings.max_queue_tokens,
         max_requests=settings.threads,
         max_body_bytes=settings.max_body_bytes * BODIES_AT_ONCE,
         wait_seconds=settings.request_timeout,
     )
-    return Admission(limits)
+    return Admission(limits, observer)
 
 
 def _image_reader(settings: Settings) -> ImageReader:

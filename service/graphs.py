@@ -14,6 +14,7 @@ from service.devices import Kind
 from service.errors import BundleError, ModelUnavailable
 from service.files import bake_again
 from service.manifest import Manifest, Precision
+from service.observing import Part
 from service.session import Session, SessionSettings
 
 # Graphs that round activations to 8 bits at run time. Attention over padded rows differs in the last bit from
@@ -69,7 +70,7 @@ class Graphs:
         try:
             if vision is None:
                 raise BundleError(f"{self.folder} has no vision tower")
-            return self._open(vision.file, may_pad=True)
+            return self._open(vision.file, may_pad=True, part=Part.VISION)
         except BundleError as error:
             logs.write(logging.ERROR, "vision tower failed to load", model=name, reason=str(error))
             raise ModelUnavailable(
@@ -79,11 +80,12 @@ class Graphs:
     def _session(self, task: str | None) -> Session:
         return self._open(self._file(task), may_pad=self.precision not in ROUNDS_ACTIVATIONS)
 
-    def _open(self, file: str, *, may_pad: bool) -> Session:
+    def _open(self, file: str, *, may_pad: bool, part: Part = Part.TEXT) -> Session:
         if file not in self._sessions:
             with self._opening:
                 if file not in self._sessions:
-                    settings = replace(self.settings, may_pad=may_pad)
+                    source = replace(self.settings.source, part=part)
+                    settings = replace(self.settings, may_pad=may_pad, source=source)
                     session, is_copy = self._load(file, settings)
                     self._sessions[file] = session
                     name = self.manifest.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -41,6 +42,28 @@ def available_memory(cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC) -> int 
         lines = []
     rooms += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     return min(rooms, default=None)
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """What a process has in memory."""
+
+    resident_bytes: int  # with mapped files, which it may share with others
+    anonymous_bytes: int  # its own
+
+
+def memory_of(pid: int, proc: Path = PROC) -> ProcessMemory | None:
+    """Return the memory of a process; None where it has ended or the system does not say."""
+    try:
+        lines = (proc / str(pid) / "status").read_text().splitlines()
+        kilobytes = {
+            name: int(rest.split()[0])
+            for name, _, rest in (line.partition(":") for line in lines)
+            if name in ("VmRSS", "RssAnon")
+        }
+        return ProcessMemory(kilobytes["VmRSS"] * 1024, kilobytes["RssAnon"] * 1024)
+    except (OSError, KeyError):
+        return None
 
 
 def _cgroup_folders(root: Path, proc: Path) -> Iterator[Path]:

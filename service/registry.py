@@ -20,6 +20,7 @@ from service.files import check_hashes
 from service.graphs import Graphs
 from service.loading import Loaded, Model
 from service.manifest import Kind, Manifest, Precision
+from service.observing import NOBODY, Observer, Source
 from service.placement import Placement
 from service.reranking import Reranker
 from service.scheduler import Scheduler
@@ -43,12 +44,18 @@ class State(StrEnum):
 class Registry:
     """The models of one worker."""
 
-    def __init__(self, settings: Settings, scheduler: Scheduler, placement: Placement = UNLIMITED) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        scheduler: Scheduler,
+        placement: Placement = UNLIMITED,
+        observer: Observer = NOBODY,
+    ) -> None:
         """Find the bundles. Raises ConfigError when there is nothing to serve."""
         self._settings = settings
         self._placement = placement
         self._is_broken = False  # a device that DEVICE names does not work
-        self._scheduler = scheduler
+        self._scheduler, self._observer = scheduler, observer
         self._num_lanes = lanes.count(settings.intra_op_threads)
         self._bundles = find_bundles(settings)
         self._loaded: dict[str, Loaded] = {}
@@ -165,6 +172,7 @@ class Registry:
                 max_kept_tokens=self._settings.max_batch_tokens,
                 device=choice.device,
                 gpu_bytes=place.gpu_bytes,
+                source=Source(manifest.name, choice.precision),
             )
             graphs = Graphs(bundle.folder, manifest, choice.precision, settings, copies)
             model = loading.open_warm(graphs, tasks, self._scheduler)
@@ -176,6 +184,7 @@ class Registry:
         fields = status.of_choice(loaded.choice) | status.of_resources(loaded)
         fields["verified"] = "verified" if loaded.choice.verified else "unverified"
         logs.write(logging.INFO, "model ready", model=manifest.name, **fields)
+        self._observer.loaded(manifest.name, loaded.choice.precision, str(loaded.choice.device))
         return loaded
 
     def _needs(self, copies: Copies, tasks: Sequence[str | None]) -> dict[Precision, int]:

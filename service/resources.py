@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from falcon import HTTP_503, Request, Response
@@ -118,6 +119,19 @@ HEALTH_BODIES = {
 
 
 @dataclass(frozen=True)
+class Figures:
+    """GET /metrics."""
+
+    render: Callable[[str], tuple[bytes, str]]  # from what is accepted to the text and its type
+
+    def on_get(self, req: Request, resp: Response) -> None:
+        """Say what all workers have counted."""
+        resp.data, resp.content_type = self.render(req.get_header("Accept") or "")
+
+    on_head = on_get
+
+
+@dataclass(frozen=True)
 class Root:
     """GET /."""
 
@@ -137,5 +151,6 @@ class Root:
                 "GET /healthz",
                 "GET /readyz",
                 "GET /livez",
+                "GET /metrics",
             ],
         }

@@ -10,17 +10,21 @@ all threads after the other (short texts up to twice as much). What is alone tak
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from service import logs
 from service.batching import group
 from service.errors import ClientGone, WaitedTooLong
 from service.jobs import Floats, Job, Row, Stack, Work
 from service.lanes import Lane, Lanes, Start
+from service.observing import NOBODY, Observer
 from service.session import Array, Session
 from service.shares import Share
 from service.tickets import FOR_EVER, Ticket
@@ -40,7 +44,13 @@ class Run:
 class Scheduler:
     """The queue of one device and the lanes that work it off."""
 
-    def __init__(self, max_batch_tokens: int, num_lanes: int = 1, max_queue_tokens: float = math.inf) -> None:
+    def __init__(
+        self,
+        max_batch_tokens: int,
+        num_lanes: int = 1,
+        max_queue_tokens: float = math.inf,
+        observer: Observer = NOBODY,
+    ) -> None:
         """Compute `max_batch_tokens` rows x tokens at once, padding included, in `num_lanes` runs at most.
 
         A text that has more runs all the same, one of them at a time. A request of `max_queue_tokens` at most
@@ -49,6 +59,7 @@ class Scheduler:
         self._lanes = Lanes(max_batch_tokens, num_lanes)
         self._num_lanes, self._num_working = num_lanes, 0
         self._turns = Turns(max_queue_tokens)
+        self._observer = observer
         self._guard = threading.Lock()
         # NOTE: the interpreter waits for these threads at its end: a native call that is cut off aborts.
         self._threads = ThreadPoolExecutor(num_lanes, "lane")
@@ -184,7 +195,10 @@ class Scheduler:
         sequences = [job.work.sequences[index] for job, indices in parts for index in indices]
         try:
             run = work.session.run_narrow if is_narrow else work.session.run
-            computed = run(work.stack(sequences), work.outputs)
+            inputs = work.stack(sequences)
+            begin = time.perf_counter()
+            computed = run(inputs, work.outputs)
+            seconds = time.perf_counter() - begin
             rows = iter([tuple(computed)] if work.is_run else list(zip(*computed, strict=True)))
         except Exception as error:  # noqa: BLE001  it belongs to the request, whatever it is
             if len(parts) > 1:
@@ -199,3 +213,13 @@ class Scheduler:
                 job.put(indices, list(itertools.islice(rows, len(indices))))
         for job, indices in parts:
             job.ticket.on_progress(job.ticket, sum(job.work.lengths[index] for index in indices))
+        self._observe(parts, seconds)  # whoever waits for the rows need not wait for this
+
+    def _observe(self, parts: Sequence[tuple[Job, list[int]]], seconds: float) -> None:
+        lengths = [job.work.lengths[index] for job, indices in parts for index in indices]
+        num_rows, num_tokens = len(lengths), sum(lengths)
+        num_padding = num_rows * max(lengths) - num_tokens
+        try:
+            self._observer.ran(parts[0][0].work.session, num_rows, num_tokens, num_padding, seconds)
+        except Exception as error:  # noqa: BLE001  a figure is lost; with the lane every later request would be
+            logs.write(logging.ERROR, "a run could not be counted", reason=repr(error))

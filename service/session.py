@@ -15,6 +15,7 @@ import onnxruntime
 from service import providers
 from service.devices import CPU, Device, Kind
 from service.errors import BundleError, NotOnDevice
+from service.observing import Source
 from service.providers import Backend
 
 ERROR_SEVERITY = 3
@@ -46,6 +47,7 @@ class SessionSettings:
     num_lanes: int = 1  # narrow runs that may go beside each other, on equal parts of the threads
     max_kept_tokens: int = 1024  # rows x tokens: on the CPU a run of more gives its memory back
     device: Device = CPU
+    source: Source = Source()
     gpu_bytes: int | None = None  # the most that the session's arena on a GPU may take; None: no limit
 
 
@@ -67,7 +69,7 @@ class Session:
         give_memory_back()
         if not providers.is_on(self._native, settings.device):
             raise NotOnDevice(f"{path} does not run on {settings.device}: ONNX Runtime took the CPU instead")
-        self.may_pad = settings.may_pad
+        self.may_pad, self.source = settings.may_pad, settings.source
         self._max_kept_tokens = settings.max_kept_tokens if settings.device.kind == Kind.CPU else math.inf
         self.output_names = tuple(value.name for value in self._native.get_outputs())
 

@@ -16,7 +16,8 @@ FORBIDDEN_IN_SERVICE = {"torch", "transformers", "onnx", "optimum", "convert", "
 SERVICE_LAYERS: list[set[str]] = [
     {"errors"},
     {"figures", "files", "limits", "vision", "addresses", "wire", "connections"}
-    | {"compression", "keys", "rates", "unquoted"},
+    | {"compression", "keys", "rates", "unquoted", "observing"},
+    {"metric_files"},
     {"manifest", "host", "images", "windows", "fetching", "copy_records", "compacting", "tickets"},
     {"devices"},
     {"config", "placement", "providers"},
@@ -35,7 +36,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"loading"},
     {"status"},
     {"registry", "schema"},
-    {"resources", "middleware", "access", "finishing"},
+    {"resources", "middleware", "access", "finishing", "metrics"},
     {"app"},
     {"wsgi"},
     {"listening", "joining"},
@@ -90,6 +91,7 @@ OWNERS = {
     "msgspec": {"manifest", "parsing", "schema", "inputs"},
     "PIL": {"images"},
     "httpcore2": {"fetching"},
+    "prometheus_client": {"metrics", "metric_files"},
 }
 
 

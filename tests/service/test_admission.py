@@ -10,6 +10,7 @@ import pytest
 from service import estimates
 from service.admission import MAX_RETRY_SECONDS, Admission, Limits
 from service.errors import ClientGone, Overloaded, WaitedTooLong
+from service.observing import Nobody, Unserved
 from service.tickets import Ticket
 
 MEGABYTE = 1 << 20
@@ -130,3 +131,62 @@ def test_idle_time_does_not_count_against_the_speed(monkeypatch: pytest.MonkeyPa
 )
 def test_tokens_are_a_quarter_of_the_bytes(text: str, limit: int | None, expected: int) -> None:
     assert estimates.num_tokens(text, limit) == expected
+
+
+class Counts(Nobody):
+    def __init__(self) -> None:
+        self.requests = self.tokens = 0
+        self.reasons: list[Unserved] = []
+        self.waits: list[float] = []
+
+    def queue_changed(self, num_requests: int, num_tokens: int) -> None:
+        self.requests += num_requests
+        self.tokens += num_tokens
+
+    def unserved(self, reason: Unserved) -> None:
+        self.reasons.append(reason)
+
+    def waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+
+def observed(counts: Counts) -> Admission:
+    return Admission(Limits(max_tokens=100, max_requests=10, max_body_bytes=MEGABYTE), counts)
+
+
+def test_what_is_told_of_the_queue_is_what_it_holds() -> None:
+    counts = Counts()
+    door = observed(counts)
+    with ExitStack() as held:
+        ticket = enter(door, held, 60)
+        assert (counts.requests, counts.tokens) == (1, 60)
+        ticket.start()
+        ticket.on_progress(ticket, 25)
+        assert (counts.requests, counts.tokens) == (1, 35)
+        with pytest.raises(Overloaded), ExitStack() as refused:
+            enter(door, refused, 66)
+        assert (counts.requests, counts.tokens, counts.reasons) == (1, 35, [Unserved.REFUSED])
+        assert door.status()["tokens"] == 35
+    assert (counts.requests, counts.tokens, counts.waits) == (0, 0, [ticket.waited_seconds])
+
+
+def test_a_run_that_is_told_of_after_its_request_has_left_takes_nothing_off() -> None:
+    counts = Counts()
+    door = observed(counts)
+    with ExitStack() as held:
+        ticket = enter(door, held, 60)
+    ticket.on_progress(ticket, 60)
+    assert (counts.tokens, door.status()["tokens"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(WaitedTooLong(), Unserved.TIMED_OUT), (ClientGone(), Unserved.DISCONNECTED)],
+    ids=["late", "gone"],
+)
+def test_who_is_not_served_is_told_of_and_has_not_waited(error: Exception, reason: Unserved) -> None:
+    counts = Counts()
+    with pytest.raises(type(error)), ExitStack() as held:
+        enter(observed(counts), held, 60)
+        raise error
+    assert (counts.reasons, counts.waits, counts.requests, counts.tokens) == ([reason], [], 0, 0)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from service.errors import ClientGone, WaitedTooLong
+from service.observing import Nobody
 from service.scheduler import Scheduler
 from service.session import Array, Floats, pad
 from service.tickets import LOOK_SECONDS, Ticket
@@ -289,3 +290,52 @@ def test_a_run_with_rows_missing_is_an_error_and_the_next_request_is_served() ->
         for _ in range(2):
             with pytest.raises(ValueError, match="zip"):
                 found.ask(texts(1, 5, 5)).result(SECONDS)
+
+
+class Counts(Nobody):
+    def __init__(self) -> None:
+        self.runs: list[tuple[object, int, int, int]] = []
+        self.seconds: list[float] = []
+
+    def ran(self, graph: object, num_rows: int, num_tokens: int, num_padding: int, seconds: float) -> None:
+        self.runs.append((graph, num_rows, num_tokens, num_padding))
+        self.seconds.append(seconds)
+        if num_tokens == 7:
+            raise OSError("the disk is full")
+
+
+def test_runs_are_told_of_with_their_padding_failed_ones_not_at_all() -> None:
+    counts, session = Counts(), Gate()
+    found = Callers(Scheduler(100, observer=counts), session)
+    with found.pool:
+        first = found.start(texts(1, 5))
+        others = [found.ask(texts(2, 10, 10)), found.ask(texts(3, 9)), found.ask(texts(13, 10))]
+        session.open()
+        assert values(first) == [1]
+        assert [values(other) for other in others[:2]] == [[2, 2], [3]]
+        with pytest.raises(RuntimeError, match="thirteen"):
+            values(others[2])
+        wait_until(lambda: len(counts.runs) == 3)
+    # The run that failed was repeated with each request alone.
+    assert counts.runs[0] == (session, 1, 5, 0)
+    assert sorted(run[1:] for run in counts.runs[1:]) == [(1, 9, 0), (2, 20, 0)]
+    assert min(counts.seconds) > 0
+
+
+def test_a_shared_run_of_unequal_texts_has_padding() -> None:
+    counts, session = Counts(), Gate()
+    found = Callers(Scheduler(100, observer=counts), session)
+    with found.pool:
+        first = found.start(texts(1, 5))
+        others = [found.ask(texts(2, 10, 10)), found.ask(texts(3, 9))]
+        session.open()
+        assert [len(values(future)) for future in (first, *others)] == [1, 2, 1]
+        wait_until(lambda: len(counts.runs) == 2)
+    assert counts.runs[1] == (session, 3, 29, 1)
+
+
+def test_a_figure_that_is_lost_stops_no_lane() -> None:
+    found = Callers(Scheduler(100, observer=Counts()), Gate())
+    with found.pool:
+        found.session.open()
+        assert [values(found.ask(texts(1, 7))) for _ in range(3)] == [[1]] * 3
