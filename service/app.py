@@ -35,6 +35,7 @@ from service.placement import Placement
 from service.registry import Registry
 from service.resources import RETRY_SECONDS, Embeddings, Health, Models, Rerank, Root
 from service.scheduler import Scheduler
+from service.token_resources import MultiVector, OneModel, Tokenize
 
 STATUSES: dict[type[RequestError], int] = {
     InvalidRequest: 422,
@@ -72,8 +73,11 @@ def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[typ
     app.add_route("/", Root(registry, _version()))
     embeddings = Embeddings(registry, _image_reader(settings), door, settings.max_inputs)
     app.add_route("/v1/embeddings", embeddings)
+    app.add_route("/v1/multi-vector", MultiVector(registry, embeddings.images, door, settings.max_inputs))
+    app.add_route("/v1/tokenize", Tokenize(registry, door, settings.max_inputs))
     app.add_route("/v1/rerank", Rerank(registry, door, settings.max_inputs))
     app.add_route("/v1/models", Models(registry))
+    app.add_route("/v1/models/{name:path}", OneModel(registry))
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/livez", health, suffix="live")

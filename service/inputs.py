@@ -11,6 +11,7 @@ from service.errors import InvalidRequest
 from service.media import ImageSource, Input
 
 FORMS = "a string, a list of strings, or objects with a 'text' or an 'image'"
+TEXT_FORMS = "a string, a list of strings, or objects with a 'text'"
 DOCUMENT_FORMS = "a list of strings, or objects with a 'text'"
 EMPTY_CODES = {"input": "empty_input", "documents": "empty_documents"}
 

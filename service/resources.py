@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from falcon import HTTP_503, Request, Response
 
-from service import schema, status
+from service import requests, schema, status
 from service.admission import Admission
 from service.door import Door
 from service.media import ImageReader
@@ -27,7 +27,7 @@ class Embeddings:
     def on_post(self, req: Request, resp: Response) -> None:
         """Embed the inputs."""
         with self.door.enter(req) as (ticket, body):
-            asked = schema.parse_embeddings(body, self.max_inputs)
+            asked = requests.parse_embeddings(body, self.max_inputs)
             model = self.registry.embedding(asked.model)
             req.context.fields = {"model": model.manifest.name, "inputs": len(asked.inputs)}
             model.check(asked.options)  # before anything is fetched
@@ -49,7 +49,7 @@ class Rerank:
     def on_post(self, req: Request, resp: Response) -> None:
         """Rank the documents."""
         with self.door.enter(req) as (ticket, body):
-            asked = schema.parse_rerank(body, self.max_inputs)
+            asked = requests.parse_rerank(body, self.max_inputs)
             model = self.registry.reranker(asked.model)
             req.context.fields = {"model": model.manifest.name, "documents": len(asked.documents)}
             self.door.admit(ticket, model.estimate(asked.query, asked.documents))
