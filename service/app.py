@@ -35,6 +35,7 @@ from service.placement import Placement
 from service.registry import Registry
 from service.resources import RETRY_SECONDS, Embeddings, Health, Models, Rerank, Root
 from service.scheduler import Scheduler
+from service.surface import Surface
 from service.token_resources import MultiVector, OneModel, Tokenize
 
 STATUSES: dict[type[RequestError], int] = {
@@ -70,7 +71,9 @@ def make_app(settings: Settings, registry: Registry) -> App:  # type: ignore[typ
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = json_handler
     door = Door(_admission(settings), settings.max_body_bytes)
     health = Health(registry, door.admission)
-    app.add_route("/", Root(registry, _version()))
+    surface = Surface(app, _version())
+    app.add_route("/", Root(registry, _version(), surface))
+    app.add_route("/openapi.json", surface)
     embeddings = Embeddings(registry, _image_reader(settings), door, settings.max_inputs)
     app.add_route("/v1/embeddings", embeddings)
     app.add_route("/v1/multi-vector", MultiVector(registry, embeddings.images, door, settings.max_inputs))

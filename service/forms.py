@@ -17,6 +17,10 @@ from service.inputs import InputItem, TextItem
 from service.parsing import Aliases, parse
 
 Body = TypeVar("Body")
+RED_SQUARE = (  # a PNG, for examples
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR42mP8z8DAwMDAxMDA"
+    "wMDAAAANHQEDaB7T3gAAAABJRU5ErkJggg=="
+)
 DEFAULT_RERANKER = "jina-reranker-v3"
 
 Model = Annotated[str, Meta(description="A loaded model (`GET /v1/models`), or its hub id.")]

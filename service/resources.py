@@ -11,6 +11,7 @@ from service.admission import Admission
 from service.door import Door
 from service.media import ImageReader
 from service.registry import Registry, State
+from service.surface import Surface
 
 RETRY_SECONDS = "5"
 
@@ -123,6 +124,7 @@ class Root:
 
     registry: Registry
     version: str
+    surface: Surface
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Say what this is and what it serves."""
@@ -130,12 +132,5 @@ class Root:
             "name": "jina-onnx-server",
             "version": self.version,
             "models": [loaded.model.manifest.name for loaded in self.registry.loaded()],
-            "routes": [
-                "POST /v1/embeddings",
-                "POST /v1/rerank",
-                "GET /v1/models",
-                "GET /healthz",
-                "GET /readyz",
-                "GET /livez",
-            ],
+            "routes": self.surface.routes,
         }

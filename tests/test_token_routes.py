@@ -11,39 +11,23 @@ import pytest
 from falcon.testing import Result, TestClient
 from tokenizers import Tokenizer
 
-from service import embedding, token_counts
+from service import embedding, forms, token_counts
 from service.app import make_app
 from service.config import Settings
 from service.registry import Registry
 from service.scheduler import Scheduler
-from tests import qwen_vl, xlmr
-from tests.conftest import MODEL, load_all
+from tests.conftest import MODEL
 from tests.qwen_vl import JINA_V4
 from tests.xlmr import BGE_M3, BGE_RERANKER, PREFIXES, V3
 
 TEXTS = ["the red fox", "a blue sky and the sea", ""]
-RED_SQUARE = {
-    "image": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR42mP8z8DAwMDAxMDAwMDA"
-    "AAANHQEDaB7T3gAAAABJRU5ErkJggg=="
-}
+RED_SQUARE = {"image": forms.RED_SQUARE}
 MAX_INPUTS = 20
 
 
 @pytest.fixture(scope="module")
-def models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("token_routes")
-    checkpoints = folder / ".checkpoints"
-    xlmr.bake_tiny(folder, JINA_V4, qwen_vl.write_jina_v4(checkpoints / JINA_V4))
-    xlmr.bake_tiny(folder, V3, xlmr.write_jina_v3(checkpoints / V3))
-    xlmr.bake_tiny(folder, BGE_M3, xlmr.write_bge_m3(checkpoints / BGE_M3))
-    xlmr.bake_tiny(folder, BGE_RERANKER, xlmr.write_bge_reranker(checkpoints / BGE_RERANKER))
-    xlmr.bake_tiny(folder, MODEL, tiny_checkpoint)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def client(models: Path) -> TestClient:
-    return TestClient(make_app(Settings(max_inputs=MAX_INPUTS, max_body_bytes=1 << 20), load_all(models)))
+def client(all_kinds_registry: Registry) -> TestClient:
+    return TestClient(make_app(Settings(max_inputs=MAX_INPUTS, max_body_bytes=1 << 20), all_kinds_registry))
 
 
 def post(client: TestClient, route: str, model: str, given: object, **fields: object) -> Result:
@@ -79,8 +63,8 @@ def test_an_unknown_model_is_not_found(client: TestClient, name: str) -> None:
     assert_refused(client.simulate_get(f"/v1/models/{name}"), 404, "model", "model_not_found")
 
 
-def test_a_model_that_is_loading_says_when_to_come_again(models: Path) -> None:
-    settings = Settings(models_dir=models)
+def test_a_model_that_is_loading_says_when_to_come_again(all_kinds_models: Path) -> None:
+    settings = Settings(models_dir=all_kinds_models)
     client = TestClient(make_app(settings, Registry(settings, Scheduler(settings.max_batch_tokens))))
     found = client.simulate_get(f"/v1/models/{V3}")
     assert_refused(found, 503, "model", "model_loading")
@@ -91,8 +75,8 @@ def test_a_model_that_is_loading_says_when_to_come_again(models: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(models: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(models / V3 / "tokenizer.json"))
+def tokenizer(all_kinds_models: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(all_kinds_models / V3 / "tokenizer.json"))
 
 
 @pytest.mark.parametrize(
