@@ -79,7 +79,9 @@ class RerankBody(msgspec.Struct):
     query: Annotated[str, Meta(description="A text that is not blank.")]
     documents: Annotated[list[str | TextItem], Meta(description="Strings, or objects with a `text`.")]
     model: Annotated[str, Meta(description="A loaded reranker.")] = DEFAULT_RERANKER
-    top_n: Annotated[int | None, Meta(description="How many of the best to return; without it all.")] = None
+    top_n: Annotated[
+        int | None, Meta(description="How many of the best to return, 1 or more; without it all.")
+    ] = None
     return_documents: Annotated[bool, Meta(description="Return each document's text.")] = True
     instruction: Annotated[
         str | None,

@@ -33,7 +33,7 @@ ERRORS: dict[int, tuple[str, str]] = {  # what it means, and an example's code
     504: ("The request's turn did not come within `REQUEST_TIMEOUT`.", "request_timeout"),
 }
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-MAY_RETRY = (429, 503)
+ERROR_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
 OF_ALL = (401,)  # of every route but health, where keys are set
 REQUEST_ID = "X-Request-ID"
 HEADERS: Json = {
@@ -46,6 +46,7 @@ HEADERS: Json = {
         "description": "Seconds after which to come again; of 503 only while a model is loading.",
         "schema": {"type": "integer", "minimum": 1},
     },
+    "WWW-Authenticate": {"description": "How to show a key.", "schema": {"type": "string"}},
 }
 CALLERS_ID: Json = {
     "name": REQUEST_ID,
@@ -132,7 +133,7 @@ def _error(status: int) -> Json:
     example = {"error": {"message": meaning, "type": kind, "param": None, "code": code}, "detail": meaning}
     return {
         "description": meaning,
-        "headers": _headers(*(["Retry-After"] if status in MAY_RETRY else [])),
+        "headers": _headers(*ERROR_HEADERS.get(status, ())),
         "content": {JSON: {"schema": _reference(ErrorAnswer), "example": example}},
     }
 

@@ -12,7 +12,7 @@ from service.manifest import Kind
 from service.options import EmbedOptions
 from service.tokenization import Ids
 
-MAX_CHARACTERS = 2_000_000  # of one request: they take seconds
+MAX_CHARACTERS = 1_000_000  # of one request: rare ones become 18 each before they are tokens
 NEVER_CUT = 1 << 24  # tokens: more than so many characters have
 
 

@@ -81,6 +81,11 @@ def test_fields_are_those_that_are_parsed(document: dict[str, Any], operation: O
     assert all(field["description"] for field in described.values())
 
 
+@pytest.mark.parametrize("item", ["InputItem", "TextItem"])
+def test_fields_of_inputs_are_described(document: dict[str, Any], item: str) -> None:
+    assert all(field["description"] for field in schema_of(document, item)["properties"].values())
+
+
 def test_a_field_added_to_the_type_appears(monkeypatch: pytest.MonkeyPatch) -> None:
     added = msgspec.defstruct(
         "EmbeddingsBody", [("colour", str | None, None)], bases=(forms.EmbeddingsBody,), kw_only=True
