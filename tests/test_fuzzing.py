@@ -9,6 +9,8 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from service.config import Settings
 from service.errors import RequestError
 from service.forms import EMBEDDINGS, MULTI_VECTOR, RERANK, TOKENIZE, Form
 from service.registry import Registry
+from tests.conftest import Live
 
 MAX_INPUTS = 10
 UNKNOWN_MODEL = "nope"
@@ -70,20 +73,21 @@ def document(client: TestClient, all_kinds_registry: Registry) -> dict[str, Any]
     return found
 
 
-def operations_of(document: dict[str, Any], client: TestClient) -> list[Any]:
+def operations_of(document: dict[str, Any], client: TestClient | None = None) -> list[Any]:
+    """List the operations of a document, to be called in this process where there is a client."""
     schema = schemathesis.openapi.from_dict(document)
-    schema.app = client.app
+    schema.app = client.app if client else None
     return [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
 
 
-def fuzz(operation: Any, mode: GenerationMode, num_cases: int) -> list[int]:
+def fuzz(operation: Any, mode: GenerationMode, num_cases: int, url: str | None = None) -> list[int]:
     """Send cases of an operation, right or wrong by its schema; give the statuses of the answers."""
     statuses: list[int] = []
 
     @settings(SAME_CASES, max_examples=num_cases)
     @given(case=operation.as_strategy(generation_mode=mode))
     def probe(case: Case[Any]) -> None:
-        answer = case.call()
+        answer = case.call(base_url=url)
         case.validate_response(answer, checks=CHECKS)
         statuses.append(answer.status_code)
 
@@ -91,21 +95,36 @@ def fuzz(operation: Any, mode: GenerationMode, num_cases: int) -> list[int]:
     return statuses
 
 
+def fuzz_all(operations: list[Any], num_cases: int, url: str | None = None) -> dict[str, Counter[int]]:
+    """Send at least so many cases over all operations; count the statuses of each path."""
+    found: dict[str, Counter[int]] = {}
+    for operation in operations:
+        # Bodies are where most can go wrong: four of the routes have one.
+        share = num_cases // 10 if operation.method == "post" else max(2, num_cases // 50)
+        for mode in GenerationMode:
+            found.setdefault(operation.path, Counter()).update(fuzz(operation, mode, share, url))
+    assert sum(statuses.total() for statuses in found.values()) >= num_cases
+    return found
+
+
 @pytest.mark.parametrize("num_cases", [200, pytest.param(2000, marks=pytest.mark.full)])
 def test_no_answer_is_outside_the_document(
     document: dict[str, Any], client: TestClient, num_cases: int
 ) -> None:
-    found: dict[str, Counter[int]] = {}
-    for operation in operations_of(document, client):
-        # Bodies are where most can go wrong: four of the routes have one.
-        share = num_cases // 10 if operation.method == "post" else max(2, num_cases // 50)
-        for mode in GenerationMode:
-            found.setdefault(operation.path, Counter()).update(fuzz(operation, mode, share))
+    found = fuzz_all(operations_of(document, client), num_cases)
     assert set(found) == set(document["paths"])
-    assert sum(statuses.total() for statuses in found.values()) >= num_cases
     reached = {path: {200, 422} for path in BODIES} | {"/v1/models/{name}": {200, 404}}
     for path, statuses in reached.items():
         assert statuses <= set(found[path]), f"the cases do not reach far enough: {found}"
+
+
+@pytest.mark.full
+def test_no_answer_of_a_live_service_is_outside_the_document(
+    document: dict[str, Any], all_kinds_models: Path, serve: Callable[..., AbstractContextManager[Live]]
+) -> None:
+    with serve(all_kinds_models, MAX_INPUTS=str(MAX_INPUTS)) as live:
+        found = fuzz_all(operations_of(document), 500, live.url)
+    assert all({200, 422} <= set(found[path]) for path in BODIES)
 
 
 def without_a_status(document: dict[str, Any]) -> None:
