@@ -45,6 +45,8 @@ from service.rates import Rates
 from service.registry import Registry
 from service.resources import RETRY_SECONDS, Embeddings, Figures, Health, Models, Rerank, Root
 from service.scheduler import Scheduler
+from service.surface import Surface
+from service.token_resources import MultiVector, OneModel, Tokenize
 
 STATUSES: dict[type[RequestError], int] = {
     Unauthorized: 401,
@@ -105,11 +107,16 @@ def make_app(
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = json_handler
     door = Door(_admission(settings, metrics), settings.max_body_bytes)
     health = Health(registry, door.admission)
-    app.add_route("/", Root(registry, _version()))
+    surface = Surface(app, _version())
+    app.add_route("/", Root(registry, _version(), surface))
+    app.add_route("/openapi.json", surface)
     embeddings = Embeddings(registry, _image_reader(settings), door, settings.max_inputs)
     app.add_route("/v1/embeddings", embeddings)
+    app.add_route("/v1/multi-vector", MultiVector(registry, embeddings.images, door, settings.max_inputs))
+    app.add_route("/v1/tokenize", Tokenize(registry, door, settings.max_inputs))
     app.add_route("/v1/rerank", Rerank(registry, door, settings.max_inputs))
     app.add_route("/v1/models", Models(registry))
+    app.add_route("/v1/models/{name:path}", OneModel(registry))
     app.add_route("/healthz", health)
     app.add_route("/readyz", health, suffix="ready")
     app.add_route("/livez", health, suffix="live")

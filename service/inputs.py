@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from service import media
 from service.errors import InvalidRequest
 from service.media import ImageSource, Input
 
 FORMS = "a string, a list of strings, or objects with a 'text' or an 'image'"
+TEXT_FORMS = "a string, a list of strings, or objects with a 'text'"
 DOCUMENT_FORMS = "a list of strings, or objects with a 'text'"
 EMPTY_CODES = {"input": "empty_input", "documents": "empty_documents"}
+ImageReference = Annotated[
+    str | None, Meta(description="An image: an http(s) URL, a data URI or base64 (jina-embeddings-v4).")
+]
 
 
 class TextItem(msgspec.Struct):
     """An input given as an object."""
 
-    text: str
+    text: Annotated[str, Meta(description="The text.")]
 
 
 class InputItem(msgspec.Struct):
     """An input given as an object: a text, or an image under one of three names."""
 
-    text: str | None = None
-    image: str | None = None  # http(s) URL, data URI or base64; so are the others, whatever they are called
-    url: str | None = None
-    bytes: str | None = None
+    text: Annotated[str | None, Meta(description="A text.")] = None
+    image: ImageReference = None
+    url: ImageReference = None
+    bytes: ImageReference = None
 
 
 def embedded(given: str | InputItem | list[str | InputItem], max_inputs: int) -> list[Input]:

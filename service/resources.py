@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from falcon import HTTP_503, Request, Response
 
-from service import schema, status
+from service import requests, schema, status
 from service.admission import Admission
 from service.door import Door
 from service.media import ImageReader
 from service.registry import Registry, State
+from service.surface import Surface
 
 RETRY_SECONDS = "5"
 
@@ -28,7 +29,7 @@ class Embeddings:
     def on_post(self, req: Request, resp: Response) -> None:
         """Embed the inputs."""
         with self.door.enter(req) as (ticket, body):
-            asked = schema.parse_embeddings(body, self.max_inputs)
+            asked = requests.parse_embeddings(body, self.max_inputs)
             model = self.registry.embedding(asked.model)
             req.context.fields = {"model": model.manifest.name, "inputs": len(asked.inputs)}
             model.check(asked.options)  # before anything is fetched
@@ -50,7 +51,7 @@ class Rerank:
     def on_post(self, req: Request, resp: Response) -> None:
         """Rank the documents."""
         with self.door.enter(req) as (ticket, body):
-            asked = schema.parse_rerank(body, self.max_inputs)
+            asked = requests.parse_rerank(body, self.max_inputs)
             model = self.registry.reranker(asked.model)
             req.context.fields = {"model": model.manifest.name, "documents": len(asked.documents)}
             self.door.admit(ticket, model.estimate(asked.query, asked.documents))
@@ -137,6 +138,7 @@ class Root:
 
     registry: Registry
     version: str
+    surface: Surface
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Say what this is and what it serves."""
@@ -144,13 +146,5 @@ class Root:
             "name": "jina-onnx-server",
             "version": self.version,
             "models": [loaded.model.manifest.name for loaded in self.registry.loaded()],
-            "routes": [
-                "POST /v1/embeddings",
-                "POST /v1/rerank",
-                "GET /v1/models",
-                "GET /healthz",
-                "GET /readyz",
-                "GET /livez",
-                "GET /metrics",
-            ],
+            "routes": self.surface.routes,
         }

@@ -22,7 +22,7 @@ from service.app import make_app
 from service.config import Settings
 from service.registry import Registry
 from service.scheduler import Scheduler
-from tests import checkpoints, golden, qwen, xlmr
+from tests import checkpoints, golden, qwen, qwen_vl, xlmr
 from tests.processes import GUNICORN, LOCALHOST, PROJECT, environment, free_port
 
 MODEL = "all-minilm-l6-v2"
@@ -74,6 +74,29 @@ def tiny_qwen_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_qwen_registry(tiny_qwen_models: Path) -> Registry:
     """The tiny models of the Qwen family, loaded."""
     return load_all(tiny_qwen_models)
+
+
+@pytest.fixture(scope="session")
+def all_kinds_models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with a tiny model of each kind that the API's examples name."""
+    folder = tmp_path_factory.mktemp("all_kinds")
+    written: dict[str, Callable[[Path], Path]] = {
+        qwen_vl.JINA_V4: qwen_vl.write_jina_v4,
+        xlmr.V3: xlmr.write_jina_v3,
+        xlmr.BGE_M3: xlmr.write_bge_m3,
+        xlmr.BGE_RERANKER: xlmr.write_bge_reranker,
+        qwen.JINA_RERANKER: qwen.write_jina_reranker,
+    }
+    for model, write in written.items():
+        xlmr.bake_tiny(folder, model, write(folder / ".checkpoints" / model))
+    xlmr.bake_tiny(folder, MODEL, tiny_checkpoint)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def all_kinds_registry(all_kinds_models: Path) -> Registry:
+    """The tiny models of each kind, loaded."""
+    return load_all(all_kinds_models)
 
 
 @pytest.fixture(scope="session")

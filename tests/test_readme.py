@@ -26,14 +26,17 @@ def test_the_curl_examples_answer(
     models = Path(shutil.copytree(real_models, tmp_path / "models"))
     xlmr.bake_tiny(models, xlmr.V3, xlmr.write_jina_v3(tmp_path / "v3"), ("retrieval.passage",))
     xlmr.bake_tiny(models, qwen_vl.JINA_V4, qwen_vl.write_jina_v4(tmp_path / "v4"), ("retrieval",))
+    xlmr.bake_tiny(models, xlmr.BGE_M3, xlmr.write_bge_m3(tmp_path / "m3"))
     xlmr.bake_tiny(models, xlmr.BGE_RERANKER, xlmr.write_bge_reranker(tmp_path / "reranker"))
     commands = [block for block in BLOCKS if block.startswith("curl http://localhost:8080/v1")]
     with serve(models) as live:
-        plain, image, late, ranked = (json.loads(run(command, live)) for command in commands)
+        plain, image, late, ranked, per_token = (json.loads(run(command, live)) for command in commands)
     assert plain["model"] == MODEL
     assert [len(item["embedding"]) for item in plain["data"]] == [384, 384]
     assert [len(item["embedding"]) for item in image["data"]] == [qwen_vl.SIZES.text.hidden] * 2
     assert len(late["data"]) == 2
+    (vectors,) = (item["embeddings"] for item in per_token["data"])
+    assert len(vectors) == per_token["usage"]["total_tokens"] - 1
     assert [len(ranked["results"]), ranked["results"][0].keys()] == [
         1, {"index", "relevance_score", "document"},
     ]  # fmt: skip

@@ -1,0 +1,173 @@
+"""The OpenAPI document, made of the types that parse requests and of `service.operations`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from service.answers import ErrorAnswer
+from service.forms import Form
+from service.operations import OPERATIONS, Operation
+
+Json = dict[str, Any]
+SCHEMAS = "#/components/schemas/{name}"
+JSON = "application/json"
+DESCRIPTION = (
+    "Embeddings and reranking over the Jina HTTP format. Unknown fields of a body are ignored, null means "
+    "absent. Fields called extensions stand beside the specified ones. A key is needed only where the "
+    "service was started with `API_KEYS`; health routes never need one."
+)
+ERRORS: dict[int, tuple[str, str]] = {  # what it means, and an example's code
+    400: ("The HTTP request is broken.", "bad_request"),
+    401: ("A key is needed (`API_KEYS`) and none, or a wrong one, was sent.", "invalid_api_key"),
+    404: ("No such model is loaded.", "model_not_found"),
+    413: ("The body is larger than `MAX_BODY_BYTES`.", "body_too_large"),
+    415: ("The body is not declared as JSON.", "unsupported_media_type"),
+    422: ("A field is wrong; `param` names it.", "wrong_type"),
+    429: ("Too much waits already, or `RATE_LIMIT` is exceeded.", "overloaded"),
+    500: ("The service failed.", "internal_error"),
+    503: ("The model is loading, or failed to load.", "model_loading"),
+    504: ("The request's turn did not come within `REQUEST_TIMEOUT`.", "request_timeout"),
+}
+TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+ERROR_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
+OF_ALL = (401,)  # of every route but health, where keys are set
+REQUEST_ID = "X-Request-ID"
+HEADERS: Json = {
+    REQUEST_ID: {
+        "description": "The request's id, the caller's own if it sent a sane one; it stands in the log.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "Retry-After": {
+        "description": "Seconds after which to come again; of 503 only while a model is loading.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "WWW-Authenticate": {"description": "How to show a key.", "schema": {"type": "string"}},
+}
+CALLERS_ID: Json = {
+    "name": REQUEST_ID,
+    "in": "header",
+    "description": "An id of your own for this request.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+}
+BEARER: Json = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "Needed only where the service was started with `API_KEYS`.",
+}
+
+
+def document(version: str, routes: Collection[tuple[str, str]]) -> Json:
+    """Describe routes, given as (method, path), those of `service.operations` alone; HEAD is as GET."""
+    described = [operation for operation in OPERATIONS if (operation.method, operation.path) in routes]
+    paths: dict[str, Json] = {}
+    for operation in described:
+        methods = paths.setdefault(operation.path, {})
+        methods[operation.method.lower()] = found = _operation(operation)
+        if ("HEAD", operation.path) in routes:
+            methods["head"] = _headless(found)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "jina-onnx-server", "version": version, "description": DESCRIPTION},
+        "servers": [{"url": "/"}],
+        "security": [{"bearer": []}, {}],
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(described),
+            "headers": HEADERS,
+            "parameters": {"RequestId": CALLERS_ID},
+            "responses": {str(status): _error(status) for status in ERRORS},
+            "securitySchemes": {"bearer": BEARER},
+        },
+    }
+
+
+def _operation(operation: Operation) -> Json:
+    place = operation.path.strip("/").replace("/", "_").replace(".", "_") or "root"
+    found: Json = {
+        "operationId": f"{operation.method.lower()}_{place}".replace("{", "").replace("}", ""),
+        "summary": operation.summary,
+        "parameters": [*operation.parameters, {"$ref": "#/components/parameters/RequestId"}],
+        "responses": _responses(operation),
+    }
+    if operation.is_health:
+        found["security"] = []
+    if operation.form:
+        content = {"schema": _reference(operation.form.body), "examples": _named(operation.examples)}
+        found["requestBody"] = {"required": True, "content": {JSON: content}}
+    return found
+
+
+def _responses(operation: Operation) -> Json:
+    answer = operation.answer
+    if isinstance(answer, tuple):
+        content: Json = {media: {"schema": {"type": "string"}} for media in answer}
+    else:
+        content = {JSON: {"schema": _reference(answer) if answer else {"type": "object"}}}
+    good = {"description": operation.summary + ".", "headers": _headers(), "content": content}
+    statuses = operation.errors if operation.is_health else sorted({*operation.errors, *OF_ALL})
+    found: Json = {"200": good}
+    found |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
+    if operation.is_health and 503 in statuses:
+        found["503"] = good | {"description": "Not ready.", "headers": _headers("Retry-After")}
+    return found
+
+
+def _headless(operation: Json) -> Json:
+    """Turn a GET into its HEAD, whose answers have no body."""
+    found = copy.deepcopy(operation)
+    found["operationId"] = found["operationId"].replace("get_", "head_", 1)
+    for status, answer in found["responses"].items():
+        description = answer.get("description") or ERRORS[int(status)][0]
+        found["responses"][status] = {"description": description, "headers": _headers()}
+    return found
+
+
+def _error(status: int) -> Json:
+    meaning, code = ERRORS[status]
+    kind = "internal_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
+    example = {"error": {"message": meaning, "type": kind, "param": None, "code": code}, "detail": meaning}
+    return {
+        "description": meaning,
+        "headers": _headers(*ERROR_HEADERS.get(status, ())),
+        "content": {JSON: {"schema": _reference(ErrorAnswer), "example": example}},
+    }
+
+
+def _headers(*names: str) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in (REQUEST_ID, *names)}
+
+
+def _named(examples: Mapping[str, Json]) -> Json:
+    return {name.replace(" ", "-"): {"summary": name, "value": value} for name, value in examples.items()}
+
+
+def _reference(body: type) -> Json:
+    return {"$ref": SCHEMAS.format(name=body.__name__)}
+
+
+def _schemas(operations: Iterable[Operation]) -> Json:
+    forms = [operation.form for operation in operations if operation.form]
+    bodies = [form.body for form in forms]
+    types = [operation.answer for operation in operations if isinstance(operation.answer, type)]
+    _, schemas = msgspec.json.schema_components([*bodies, *types, ErrorAnswer], ref_template=SCHEMAS)
+    for form in forms:
+        _add_aliases(schemas[form.body.__name__], form)
+    return schemas
+
+
+def _add_aliases(schema: Json, form: Form[Any]) -> None:
+    """Describe what else clients call fields; of a required field one of its names must be there."""
+    properties, needed = schema["properties"], []
+    for name, aliases in form.aliases.items():
+        for alias in aliases:
+            properties[alias] = properties[name] | {"description": f"Another name of `{name}`."}
+        if name in schema["required"]:
+            schema["required"].remove(name)
+            needed.append({"anyOf": [{"required": [one]} for one in (name, *aliases)]})
+    if needed:
+        schema["allOf"] = needed

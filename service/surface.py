@@ -1,0 +1,51 @@
+"""What the application offers, said from its own routes. Knows HTTP, no model."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+
+from falcon import App, Request, Response, inspect
+
+from service import openapi
+
+CONVERTER = re.compile(r":[^}]+\}")  # in `{name:path}`
+
+
+class Surface:
+    """GET /openapi.json, and the routes that / lists."""
+
+    def __init__(self, app: App, version: str) -> None:  # type: ignore[type-arg]
+        """Describe an application, once all of its routes are there."""
+        self._app = app
+        self._version = version
+
+    @cached_property
+    def methods(self) -> list[tuple[str, str]]:
+        """List the methods of all routes, as (method, path)."""
+        return [
+            (method.method, CONVERTER.sub("}", route.path))
+            for route in inspect.inspect_routes(self._app)
+            for method in route.methods
+            if not method.internal
+        ]
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """Return the OpenAPI document."""
+        return openapi.document(self._version, self.methods)
+
+    @property
+    def routes(self) -> list[str]:
+        """List the routes in the document's order."""
+        return [
+            f"{method.upper()} {path}"
+            for path, methods in self.document["paths"].items()
+            for method in methods
+            if method != "head"
+        ]
+
+    def on_get(self, req: Request, resp: Response) -> None:
+        """Answer with the document."""
+        resp.media = self.document

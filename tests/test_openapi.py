@@ -1,0 +1,145 @@
+"""The OpenAPI document: made of the types that parse, valid, of all routes, and its examples work."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import falcon.inspect
+import msgspec
+import pytest
+from falcon.testing import TestClient
+from openapi_spec_validator import validate
+
+from service import answers, forms, openapi, operations
+from service.app import STATUSES, make_app
+from service.config import Settings
+from service.forms import Form
+from service.operations import OPERATIONS, Operation
+from service.registry import Registry
+
+FORMS = [operation for operation in OPERATIONS if operation.form]
+TYPED = [operation for operation in OPERATIONS if isinstance(operation.answer, type)]
+EXAMPLES = [
+    pytest.param(operation, name, id=f"{operation.path}-{name}")
+    for operation in FORMS
+    for name in operation.examples
+]
+GONE = 499  # a client that has gone reads nothing
+
+
+@pytest.fixture(scope="module")
+def client(all_kinds_registry: Registry) -> TestClient:
+    return TestClient(make_app(Settings(), all_kinds_registry))
+
+
+@pytest.fixture(scope="module")
+def document(client: TestClient) -> dict[str, Any]:
+    answer = client.simulate_get("/openapi.json")
+    assert answer.status_code == 200
+    found: dict[str, Any] = answer.json
+    return found
+
+
+def schema_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = document["components"]["schemas"][name]
+    return found
+
+
+def offered(client: TestClient) -> set[tuple[str, str]]:
+    """List what the application's router knows, as (method, path) of the document."""
+    return {
+        (method.method.lower(), route.path.replace(":path}", "}"))
+        for route in falcon.inspect.inspect_routes(client.app)
+        for method in route.methods
+        if not method.internal
+    }
+
+
+def test_the_document_is_valid(document: dict[str, Any]) -> None:
+    validate(document)
+
+
+def test_every_route_is_in_the_document(client: TestClient, document: dict[str, Any]) -> None:
+    described = {(method, path) for path, methods in document["paths"].items() for method in methods}
+    assert described == offered(client)
+    assert ("post", "/v1/embeddings") in described and ("get", "/v1/models/{name}") in described
+
+
+def test_root_lists_every_route(client: TestClient) -> None:
+    listed = client.simulate_get("/").json["routes"]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {f"{method.upper()} {path}" for method, path in offered(client) if method != "head"}
+
+
+@pytest.mark.parametrize("operation", FORMS, ids=lambda operation: operation.path)
+def test_fields_are_those_that_are_parsed(document: dict[str, Any], operation: Operation) -> None:
+    assert operation.form
+    described = schema_of(document, operation.form.body.__name__)["properties"]
+    aliases = {alias for names in operation.form.aliases.values() for alias in names}
+    assert set(described) == {*operation.form.body.__struct_fields__, *aliases}
+    assert all(field["description"] for field in described.values())
+
+
+@pytest.mark.parametrize("item", ["InputItem", "TextItem"])
+def test_fields_of_inputs_are_described(document: dict[str, Any], item: str) -> None:
+    assert all(field["description"] for field in schema_of(document, item)["properties"].values())
+
+
+def test_a_field_added_to_the_type_appears(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = msgspec.defstruct(
+        "EmbeddingsBody", [("colour", str | None, None)], bases=(forms.EmbeddingsBody,), kw_only=True
+    )
+    form: Form[Any] = Form(added, forms.EMBEDDINGS.aliases, forms.EMBEDDINGS.remedies)
+    changed = dataclasses.replace(operations.EMBEDDINGS, form=form)
+    assert form.read(b'{"model": "m", "input": "a", "colour": "red"}').colour == "red"
+    routes = [("POST", "/v1/embeddings")]
+    before = schema_of(openapi.document("1", routes), "EmbeddingsBody")["properties"]
+    monkeypatch.setattr(openapi, "OPERATIONS", (changed,))
+    after = schema_of(openapi.document("1", routes), "EmbeddingsBody")["properties"]
+    assert set(after) - set(before) == {"colour"}
+
+
+@pytest.mark.parametrize(("operation", "name"), EXAMPLES)
+def test_every_example_answers(client: TestClient, operation: Operation, name: str) -> None:
+    answer = client.simulate_request(operation.method, operation.path, json=operation.examples[name])
+    assert answer.status_code == 200, answer.text
+    msgspec.json.decode(answer.content, type=operation.answer)
+
+
+def test_every_form_has_examples_and_they_are_in_the_document(document: dict[str, Any]) -> None:
+    for operation in FORMS:
+        body = document["paths"][operation.path]["post"]["requestBody"]["content"]["application/json"]
+        shown = [example["value"] for example in body["examples"].values()]
+        assert shown == [*operation.examples.values()] and shown
+
+
+@pytest.mark.parametrize("operation", [one for one in TYPED if not one.form], ids=lambda one: one.path)
+def test_answers_are_of_their_types(client: TestClient, operation: Operation) -> None:
+    path = operation.path.replace("{name}", str(operations.MODEL_ID["example"]))
+    answer = client.simulate_get(path, params={"verbose": "1"} if path == "/healthz" else {})
+    assert answer.status_code == 200, answer.text
+    msgspec.json.decode(answer.content, type=operation.answer)
+
+
+def test_errors_have_examples_of_the_one_body(document: dict[str, Any]) -> None:
+    for status, answer in document["components"]["responses"].items():
+        example = msgspec.convert(answer["content"]["application/json"]["example"], answers.ErrorAnswer)
+        assert (example.error.type == "internal_error") == (int(status) >= 500)
+        assert "X-Request-ID" in answer["headers"]
+        assert ("Retry-After" in answer["headers"]) == (status in ("429", "503"))
+
+
+def test_every_status_of_errors_is_described(document: dict[str, Any]) -> None:
+    described = {int(status) for status in document["components"]["responses"]}
+    assert {*STATUSES.values()} - {GONE} <= described
+    posts = [methods["post"]["responses"] for methods in document["paths"].values() if "post" in methods]
+    for responses in posts:
+        assert {*STATUSES.values(), 200, 401} - {GONE} <= {int(status) for status in responses}
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/livez"])
+def test_health_needs_no_key(document: dict[str, Any], path: str) -> None:
+    assert document["paths"][path]["get"]["security"] == []
+    assert document["security"] == [{"bearer": []}, {}]
+    assert "401" not in document["paths"][path]["get"]["responses"]
