@@ -4,6 +4,7 @@ A wrong setting ends the start here, in the master, with one line that names the
 """
 
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,15 @@ def child_exit(server: Any, worker: Any) -> None:
     _metric_files.bury(Path(os.environ[_metric_files.VARIABLE]), worker.pid)
 
 
+def _most_connections() -> int:
+    """Return for how many connections there are file descriptors, as many as the system lets us have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if most != resource.RLIM_INFINITY else FILES_WANTED
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, FILES_WANTED), most))
+    return max(2 * SPARE_THREADS, min(wanted, FILES_WANTED) - OTHER_FILES)
+
+
+FILES_WANTED, OTHER_FILES = 65536, 256  # of a process; those of models, sessions and pages
 IDLE_CONNECTIONS = 1000  # that a worker keeps beside those that a thread serves
 SPARE_THREADS = 16  # for refusals and health, when as many requests as may wait do
 
@@ -99,7 +109,7 @@ worker_class = "service.worker.Worker"
 logger_class = "service.worker.Log"
 workers = _plan.num_workers
 threads = _settings.threads + SPARE_THREADS
-worker_connections = threads + IDLE_CONNECTIONS
+worker_connections = min(threads + IDLE_CONNECTIONS, _most_connections())
 preload_app = False  # ONNX Runtime's threads would not survive the fork
 timeout = 300  # seconds without a heartbeat; the heartbeat is a thread of its own, not a request
 graceful_timeout = int(_settings.request_timeout) + 60  # seconds for requests that wait or run after SIGTERM

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +37,16 @@ def watch(environ: Mapping[str, Any], end_of_stream: int = END_OF_STREAM) -> IsG
             return False
 
     return is_gone
+
+
+def limit_stalls(connection: socket.socket, seconds: float) -> None:
+    """Let blocking reads and writes fail after so long without a byte, for as long as the connection lasts.
+
+    Options of the socket: a time-out of Python's would cost two system calls for each.
+    """
+    whole, microseconds = divmod(round(seconds * 1e6), 1_000_000)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole, microseconds))
 
 
 def _is_over(connection: socket.socket, end_of_stream: int) -> bool:

@@ -17,12 +17,14 @@ Knows connections and whether models are loading, nothing of what requests say. 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import queue
 import select
 import selectors
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -34,11 +36,15 @@ from typing import Any
 from gunicorn.glogging import Logger
 from gunicorn.workers import gthread
 
+from service import connections
 from service.joining import JoinedSocket
 
+STALL_SECONDS = 30.0  # in which a client must send or take a byte, in the middle of a request or an answer
+SILENT_SECONDS = 10.0  # in which a new one must send its first
 LINGER_SECONDS = 2.0  # that a client has to close its side once the service has closed its own
 LINGER_BYTES = 65536  # that are read away meanwhile
 LOADING_POLL_SECONDS = 0.1
+NO_DESCRIPTOR_SECONDS = 0.05
 FOLLOW_MILLISECONDS = 10  # in which a next request is answered by the same thread
 
 
@@ -88,6 +94,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: gthread.TConn) -> Any:
         """Serve a connection until no request follows at once; return what gunicorn's own returns."""
+        if not conn.initialized:
+            connections.limit_stalls(conn.sock, STALL_SECONDS)
         if not conn.initialized and not conn.data_ready and self.alive:
             if not _is_readable(conn.sock):
                 return gthread._DEFER  # noqa: SLF001  without a byte it holds no thread
@@ -161,8 +169,21 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             joined.flush()
             conn.sock = client
 
+    def accept(self, listener: Any) -> None:
+        """Take a new connection; without a file descriptor for it, let it wait until one is closed."""
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self.log.warning("no file descriptor for a new connection: raise the limit (ulimit -n)")
+            time.sleep(NO_DESCRIPTOR_SECONDS)
+
     def finish_request(self, conn: gthread.TConn, fs: Future[Any]) -> None:
         """Keep a connection, or close it once its client has; the loop serves others meanwhile."""
+        if not fs.cancelled() and not fs.exception() and fs.result() is gthread._DEFER:
+            self._wait_for_first_byte(conn)
+            return
         if fs.cancelled() or fs.exception() or fs.result():
             super().finish_request(conn, fs)
             return
@@ -175,6 +196,14 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             return
         conn.timeout = time.monotonic() + LINGER_SECONDS
         self._lingering.append(conn)
+
+    def _wait_for_first_byte(self, conn: gthread.TConn) -> None:
+        """Let a new connection wait without a thread, also while the worker ends."""
+        conn.sock.setblocking(False)
+        conn.timeout = time.monotonic() + (SILENT_SECONDS if self.alive else LINGER_SECONDS)
+        self.pending_conns.append(conn)
+        readable = partial(self.on_pending_socket_readable, conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, readable)
 
     def _drain(self, conn: gthread.TConn, client: Any) -> None:
         """Read away what nobody wants: closing over unread bytes would take the answer from the client."""
@@ -203,6 +232,11 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
 class Log(Logger):  # type: ignore[misc]
     """A log without gunicorn's access lines, which would be put together to be thrown away: ours say more."""
+
+    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        """Write an unexpected error; a client that stalls in the middle of a request is none."""
+        if not isinstance(sys.exc_info()[1], BlockingIOError):
+            super().exception(msg, *args, **kwargs)
 
     def access(self, *_: object) -> None:
         """Write nothing."""
