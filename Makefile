@@ -8,7 +8,7 @@ MODEL := all-minilm-l6-v2
 MODELS_DIR ?= onnx_models
 export MODELS_DIR
 
-.PHONY: serve test test-full check fix bench bench-memory bench-soak bench-serve bench-precision bench-quality gpu-check clean
+.PHONY: serve test test-full browser check fix bench bench-memory bench-soak bench-serve bench-precision bench-quality gpu-check clean
 
 serve: $(VENV)/.serve
 	$(BIN)/python -m convert $(MODEL) --out $(MODELS_DIR)
@@ -17,8 +17,14 @@ serve: $(VENV)/.serve
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
-test-full: $(VENV)/.test
+test-full: $(VENV)/.test browser
 	$(BIN)/python -m pytest -m ""
+
+# Where there is none and it may be installed; the tests say what is missing otherwise.
+browser:
+	@command -v chromium chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null; } || \
+		echo "no Chromium: install chromium and chromium-driver for tests/test_browser.py"
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -40,6 +40,7 @@ from service.media import ImageReader
 from service.metrics import Metrics
 from service.middleware import RequestLog
 from service.observing import Observer
+from service.pages import Page, StaticFiles
 from service.placement import Placement
 from service.rates import Rates
 from service.registry import Registry
@@ -110,6 +111,9 @@ def make_app(
     surface = Surface(app, _version())
     app.add_route("/", Root(registry, _version(), surface))
     app.add_route("/openapi.json", surface)
+    app.add_route("/docs", Page("docs.html"))
+    app.add_route("/playground", Page("playground.html"))
+    app.add_route("/static/{name}", StaticFiles())
     embeddings = Embeddings(registry, _image_reader(settings), door, settings.max_inputs)
     app.add_route("/v1/embeddings", embeddings)
     app.add_route("/v1/multi-vector", MultiVector(registry, embeddings.images, door, settings.max_inputs))

@@ -10,6 +10,7 @@ from service import answers, forms
 from service.forms import Form
 
 HTML, TEXT, OPEN_METRICS = "text/html", "text/plain", "application/openmetrics-text"
+FILES = ("text/css", "text/javascript", "image/png", TEXT, HTML)
 OF_BODIES = (400, 404, 413, 415, 422, 429, 500, 503, 504)
 
 VERBOSE = {
@@ -25,6 +26,14 @@ MODEL_ID = {
     "description": "A model's id, or its hub id; the slash of a hub id may stand as it is.",
     "schema": {"type": "string", "minLength": 1},
     "example": "jina-embeddings-v3",
+}
+FILE = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "A file that the pages name.",
+    "schema": {"type": "string", "minLength": 1},
+    "example": "favicon.png",
 }
 
 
@@ -183,4 +192,12 @@ OPERATIONS = (
     Operation(method="GET", path="/metrics", summary="Count, for Prometheus", answer=(TEXT, OPEN_METRICS)),
     Operation(method="GET", path="/docs", summary="This document as a page", answer=(HTML,)),
     Operation(method="GET", path="/playground", summary="Try models in a page", answer=(HTML,)),
+    Operation(
+        method="GET",
+        path="/static/{name}",
+        summary="A file of these pages",
+        answer=FILES,
+        errors=(404, 500),
+        parameters=(FILE,),
+    ),
 )

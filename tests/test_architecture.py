@@ -39,7 +39,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"operations"},
     {"openapi"},
     {"surface"},
-    {"resources", "middleware", "access", "finishing", "metrics", "token_resources"},
+    {"resources", "middleware", "access", "finishing", "metrics", "token_resources", "pages"},
     {"app"},
     {"wsgi"},
     {"listening", "joining"},
@@ -89,7 +89,7 @@ OWNERS = {
     "tokenizers": {"tokenization"},
     "sentencex": {"chunking"},
     "falcon": {"app", "resources", "middleware", "bodies", "door", "access", "finishing"}
-    | {"token_resources", "surface"},
+    | {"token_resources", "surface", "pages"},
     "gunicorn": {"worker"},
     "orjson": {"app", "logs", "parsing"},
     "msgspec": {"manifest", "parsing", "forms", "requests", "inputs", "answers", "openapi"},

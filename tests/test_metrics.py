@@ -40,7 +40,7 @@ KINDS: tuple[tuple[str, str, Callable[[], bytes | None]], ...] = (
     ("POST", f"/v1/{MARK}", lambda: body(MARK)),
     ("GET", "/v1/models", lambda: None),
 )
-ROUTES = {ROUTE, "/v1/models"}
+ROUTES = {ROUTE: ROUTE, "/v1/models": "/v1/models", f"/v1/models/{MARK}": "/v1/models/{name:path}"}
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Counted:
     refused: int = 0
 
     def add(self, path: str, status: int, answer: Any) -> None:
-        self.answers[path if path in ROUTES else "other", str(status)] += 1
+        self.answers[ROUTES.get(path, "other"), str(status)] += 1
         self.refused += status == 429
         if status == 200 and path == ROUTE:
             self.tokens += answer["usage"]["total_tokens"]

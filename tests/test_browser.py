@@ -1,0 +1,166 @@
+"""The pages in a real browser: they load nothing from elsewhere, send requests and show the answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests import xlmr
+from tests.conftest import MODEL, Live
+
+SECONDS = 30
+KEY = "a-key-of-the-test"
+SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder where pictures of the pages are to be kept
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture(scope="module")
+def live(
+    real_models: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    serve: Callable[..., AbstractContextManager[Live]],
+) -> Iterator[Live]:
+    models = Path(shutil.copytree(real_models, tmp_path_factory.mktemp("pages") / "models"))
+    xlmr.bake_tiny(models, xlmr.BGE_RERANKER, xlmr.write_bge_reranker(models.parent / "reranker"))
+    with serve(models) as started:
+        yield started
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chrome]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.fail("install the browser: apt-get install chromium chromium-driver (make test-full does)")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    started = Chrome(options, Service(driver))
+    started.set_page_load_timeout(SECONDS)
+    yield started
+    started.quit()
+
+
+def wait_for(browser: Chrome, selector: str, says: str = "") -> Any:
+    """Return the first element that is shown and has the text."""
+
+    def found(_: Chrome) -> Any:
+        elements = browser.find_elements(By.CSS_SELECTOR, selector)
+        return next((each for each in elements if each.is_displayed() and says in each.text), False)
+
+    return WebDriverWait(browser, SECONDS).until(found, f"{selector} that says {says!r}")
+
+
+def click(browser: Chrome, selector: str) -> None:
+    element = wait_for(browser, selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    element.click()
+
+
+def write(browser: Chrome, selector: str, text: str) -> None:
+    element = wait_for(browser, selector)
+    element.clear()
+    element.send_keys(text)
+
+
+def check_requests(browser: Chrome, live: Live) -> None:
+    """Make sure that the page has asked nobody else and has met no error that it does not show."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    asked = [urlsplit(url) for url in sent]
+    over_network = [url for url in asked if url.scheme in ("http", "https", "ws", "wss")]
+    own = urlsplit(live.url)
+    assert over_network
+    assert [url for url in over_network if (url.hostname, url.port) != (own.hostname, own.port)] == []
+
+
+def keep(browser: Chrome, name: str, width: int = 1280) -> None:
+    if SCREENSHOTS:
+        height = browser.execute_script("return Math.min(1400, document.documentElement.scrollHeight)")
+        browser.set_window_size(width, max(700, height) + 150)
+        browser.execute_script("window.scrollTo(0, 0)")
+        browser.save_screenshot(str(Path(SCREENSHOTS) / f"{name}.png"))
+
+
+def test_a_request_is_sent_from_the_documentation(browser: Chrome, live: Live) -> None:
+    browser.get(f"{live.url}/docs")
+    wait_for(browser, ".title", "jina-onnx-server")
+    keep(browser, "docs")
+    click(browser, "[id$='v1_embeddings'] .opblock-summary-control")
+    click(browser, "[id$='v1_embeddings'] .try-out__btn")
+    area = "[id$='v1_embeddings'] textarea.body-param__text"
+    element = wait_for(browser, area)
+    browser.execute_script(
+        "const set = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set;"
+        "set.call(arguments[0], arguments[1]);"
+        "arguments[0].dispatchEvent(new Event('input', {bubbles: true}))",
+        element,
+        json.dumps({"model": MODEL, "input": ["Hello, world!"]}),
+    )
+    click(browser, "[id$='v1_embeddings'] .execute")
+    wait_for(browser, "[id$='v1_embeddings'] .live-responses-table .response-col_status", "200")
+    answer = wait_for(browser, "[id$='v1_embeddings'] .live-responses-table .highlight-code")
+    assert '"object"' in answer.text
+    check_requests(browser, live)
+
+
+def test_texts_are_compared_and_documents_ranked(browser: Chrome, live: Live) -> None:
+    browser.get(f"{live.url}/playground")
+    wait_for(browser, "#embed-model", MODEL)
+    click(browser, "#embed button")
+    wait_for(browser, "#embed-note", "4 texts")
+    values = [float(cell.text) for cell in browser.find_elements(By.CSS_SELECTOR, "#matrix tbody td")]
+    assert len(values) == 16
+    assert values[::5] == [1.0] * 4
+    assert values[11] > values[8]  # the two of the stock market are nearer than a cat and it
+    click(browser, "#rank button")
+    wait_for(browser, "#rank-note", "4 documents")
+    scores = [float(each.text) for each in browser.find_elements(By.CSS_SELECTOR, "#bars .score")]
+    assert len(scores) == 4
+    assert scores == sorted(scores, reverse=True)
+    keep(browser, "playground")
+    keep(browser, "playground-narrow", 420)
+    check_requests(browser, live)
+
+
+def test_an_error_is_shown_as_it_comes(browser: Chrome, live: Live) -> None:
+    browser.get(f"{live.url}/playground")
+    wait_for(browser, "#embed-model", MODEL)
+    browser.execute_script("document.getElementById('texts').value = 'x\\n'.repeat(3000)")
+    click(browser, "#embed button")
+    wait_for(browser, "#embed-error", "2048")
+    check_requests(browser, live)
+
+
+def test_the_playground_sends_an_api_key(
+    browser: Chrome, tiny_models: Path, serve: Callable[..., AbstractContextManager[Live]]
+) -> None:
+    with serve(tiny_models, API_KEYS=KEY) as live:
+        browser.get(f"{live.url.replace('://', f'://user:{KEY}@')}/playground")  # as its dialog would
+        browser.get(f"{live.url}/playground")
+        wait_for(browser, "#embed-model", MODEL)
+        click(browser, "#embed button")
+        wait_for(browser, "#embed-error", "API key")
+        write(browser, "#key", KEY)
+        click(browser, "h1")
+        click(browser, "#embed button")
+        wait_for(browser, "#embed-note", "4 texts")
+        check_requests(browser, live)

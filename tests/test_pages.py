@@ -1,0 +1,56 @@
+"""The pages without a browser: what is sent, with which headers, and that nothing is missing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from falcon.testing import TestClient
+
+from service.app import make_app
+from service.config import Settings
+from service.pages import FOLDER, MEDIA_TYPES
+from tests.conftest import load_all
+
+PAGES = {"/docs": "docs.html", "/playground": "playground.html"}
+
+
+@pytest.fixture(scope="module")
+def client(tiny_models: Path) -> TestClient:
+    return TestClient(make_app(Settings(), load_all(tiny_models)))
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_loads_only_what_is_there(client: TestClient, path: str) -> None:
+    answer = client.simulate_get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, MEDIA_TYPES[".html"])
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    named = re.findall(r'(?:src|href)="(static/[^"]+)"', answer.text)
+    assert named
+    for name in named:
+        found = client.simulate_get(f"/{name}")
+        assert (found.status_code, found.headers["x-content-type-options"]) == (200, "nosniff")
+        assert found.content == (FOLDER / name.removeprefix("static/")).read_bytes()
+
+
+@pytest.mark.parametrize("page", PAGES.values())
+def test_a_page_names_nothing_elsewhere(page: str) -> None:
+    own = [FOLDER / page, *(FOLDER / page).parent.glob(f"{Path(page).stem}.*")]
+    for path in own:
+        assert not re.findall(
+            r"(?:https?:)?//[a-z]", re.sub(r"^\s*(//|/\*).*", "", path.read_text(), flags=re.M)
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing.js", "../pages.py", "..%2Fpages.py", "%2e%2e/pages.py", ".", "docs"]
+)
+def test_no_other_file_is_sent(client: TestClient, name: str) -> None:
+    answer = client.simulate_get(f"/static/{name}")
+    assert answer.status_code == 404
+    assert answer.json["error"]["code"] == "route_not_found"
+
+
+def test_the_licence_is_beside_the_files() -> None:
+    assert "Apache License" in (FOLDER / "swagger-ui.LICENSE.txt").read_text()
