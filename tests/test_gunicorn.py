@@ -310,6 +310,17 @@ def test_connections_that_never_send_hold_no_thread(tiny_models: Path, serve: Se
             assert read_answer(stream)[0] == 200
 
 
+def test_heads_that_break_off_hold_no_thread_for_ever(tiny_models: Path, serve: Serve, tmp_path: Path):
+    """Of a worker that gives a client less time, by a module that Python loads first."""
+    (tmp_path / "sitecustomize.py").write_text("import service.worker as worker; worker.STALL_SECONDS = 0.3")
+    pythonpath = f"{tmp_path}{os.pathsep}{PROJECT}"
+    with serve(tiny_models, THREADS="1", PYTHONPATH=pythonpath) as live, ExitStack() as stack:
+        for _ in range(40):  # the worker has 17 threads
+            stack.enter_context(connect(live)).sendall(b"POST /v1/emb")
+        assert embed(live, "hello").shape == (1, HIDDEN)
+        assert "Traceback" not in live.log.read_text()
+
+
 # --- processes -------------------------------------------------------------------------------------------
 
 

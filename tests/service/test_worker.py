@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import selectors
 import socket
 from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +16,7 @@ import pytest
 from gunicorn.workers import gthread
 from gunicorn.workers.gthread import ThreadWorker
 
+from service import connections
 from service.worker import Worker
 
 REQUEST = b"GET /livez HTTP/1.1\r\n\r\n"
@@ -99,3 +104,39 @@ def test_bytes_read_ahead_are_left_to_gunicorn(worker: Worker, conn: Connection)
     conn.client.sendall(REQUEST * 3)
     assert worker.handle(conn) is True
     assert conn.served == 1
+
+
+def test_a_silent_connection_waits_while_the_worker_ends(worker: Worker, conn: Connection) -> None:
+    worker.alive, worker.poller = False, selectors.DefaultSelector()
+    ended: Future[Any] = Future()
+    ended.set_result(gthread._DEFER)
+    with worker.poller:
+        worker.finish_request(conn, ended)
+        assert worker.pending_conns == [conn]
+        conn.client.sendall(REQUEST)
+        assert worker.poller.select(0)
+
+
+@pytest.mark.parametrize(("number", "is_waited_for"), [(errno.EMFILE, True), (errno.EBADF, False)])
+def test_without_a_descriptor_connections_wait(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, number: int, is_waited_for: bool
+) -> None:
+    def accept(self: Worker, listener: Any) -> None:
+        raise OSError(number, "no descriptor")
+
+    monkeypatch.setattr(ThreadWorker, "accept", accept)
+    warned: list[str] = []
+    worker.log = SimpleNamespace(warning=warned.append)
+    with nullcontext() if is_waited_for else pytest.raises(OSError, match="no descriptor"):
+        worker.accept(None)
+    assert bool(warned) == is_waited_for
+
+
+def test_reads_and_writes_of_a_client_that_stalls_end() -> None:
+    server, client = socket.socketpair()
+    with server, client:
+        connections.limit_stalls(server, 0.05)
+        with pytest.raises(BlockingIOError):
+            server.recv(1)
+        with pytest.raises(BlockingIOError):
+            server.sendall(b"x" * (1 << 24))
