@@ -39,6 +39,13 @@ def watch(environ: Mapping[str, Any], end_of_stream: int = END_OF_STREAM) -> IsG
     return is_gone
 
 
+def is_readable(connection: socket.socket, milliseconds: int) -> bool:
+    """Wait a moment for bytes, or for the end of the connection."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(milliseconds))
+
+
 def limit_stalls(connection: socket.socket, seconds: float) -> None:
     """Let blocking reads and writes fail after so long without a byte, for as long as the connection lasts.
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import mmap
 import queue
-import select
 import selectors
 import signal
 import socket
@@ -97,7 +96,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         if not conn.initialized:
             connections.limit_stalls(conn.sock, STALL_SECONDS)
         if not conn.initialized and not conn.data_ready and self.alive:
-            if not _is_readable(conn.sock):
+            if not connections.is_readable(conn.sock, FOLLOW_MILLISECONDS):
                 return gthread._DEFER  # noqa: SLF001  without a byte it holds no thread
             conn.data_ready = True
         while True:
@@ -105,7 +104,9 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             # Anything but True is a connection at its end or without a request.
             if result is not True or not self.alive or not self._has_thread_to_spare():
                 return result
-            if conn.parser.unreader.buf.getvalue() or not _is_readable(conn.sock):
+            if conn.parser.unreader.buf.getvalue() or not connections.is_readable(
+                conn.sock, FOLLOW_MILLISECONDS
+            ):
                 return result
 
     def _has_thread_to_spare(self) -> bool:
@@ -115,8 +116,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def _keepalive_after(self, conn: gthread.TConn, keepalive: Any) -> bool:
         """Tell whether the connection is kept; read away what is left of the body, if anything may be."""
-        reader = getattr(conn.parser.mesg.body, "reader", None)
-        if keepalive and getattr(reader, "length", None) == 0:
+        if keepalive and _num_unread(conn.parser.mesg) == 0:
             return True
         return bool(super()._keepalive_after(conn, keepalive))
 
@@ -160,7 +160,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def handle_request(self, req: Any, conn: gthread.TConn) -> Any:
         """Answer a request; whether its connection is kept is decided when the answer begins."""
         wants_close: Callable[[], bool] = req.should_close
-        req.should_close = cache(lambda: not self.alive or wants_close())
+        req.should_close = cache(lambda: not self.alive or wants_close() or bool(_num_unread(req)))
         client = conn.sock
         conn.sock = joined = JoinedSocket(client)
         try:
@@ -242,8 +242,7 @@ class Log(Logger):  # type: ignore[misc]
         """Write nothing."""
 
 
-def _is_readable(connection: socket.socket) -> bool:
-    """Wait a moment for bytes, or for the end of the connection."""
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(FOLLOW_MILLISECONDS))
+def _num_unread(req: Any) -> int | None:
+    """Return the bytes of a request's body that nobody has read; None: it says no length."""
+    number: int | None = getattr(getattr(req.body, "reader", None), "length", None)
+    return number

@@ -310,6 +310,18 @@ def test_connections_that_never_send_hold_no_thread(tiny_models: Path, serve: Se
             assert read_answer(stream)[0] == 200
 
 
+def test_no_connection_is_promised_over_a_body_that_never_came(
+    tiny_models: Path, serve: Serve, tmp_path: Path
+):
+    (tmp_path / "sitecustomize.py").write_text("import service.bodies as it; it.DISCARD_SECONDS = 0.3")
+    with serve(tiny_models, PYTHONPATH=f"{tmp_path}{os.pathsep}{PROJECT}") as live:
+        with connect(live) as connection, connection.makefile("rb") as stream:
+            connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{}")
+            head = b"".join(iter(stream.readline, b"\r\n")).lower()
+        assert b"404" in head
+        assert b"connection: close" in head
+
+
 def test_heads_that_break_off_hold_no_thread_for_ever(tiny_models: Path, serve: Serve, tmp_path: Path):
     """Of a worker that gives a client less time, by a module that Python loads first."""
     (tmp_path / "sitecustomize.py").write_text("import service.worker as worker; worker.STALL_SECONDS = 0.3")
