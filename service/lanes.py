@@ -64,9 +64,10 @@ class Lanes:
         return Start.NOW if fits else Start.NOT_YET
 
     def begin(self, num_tokens: int, *, has_narrow: bool, is_last: bool) -> Lane:
-        """Note that a run begins; it is a wide one where it is alone and nothing else waits (`is_last`)."""
+        """Note that a run begins; a wide one where it is alone and nothing else waits (`is_last`) or fits."""
         is_long = num_tokens > self._max_tokens
-        is_narrow = has_narrow and not is_long and (bool(self._active) or not is_last)
+        leaves_room = num_tokens <= self.budget(has_narrow=has_narrow)  # for another beside it
+        is_narrow = has_narrow and not is_long and (bool(self._active) or (leaves_room and not is_last))
         lane = Lane(num_tokens, is_narrow, is_long)
         self._active.append(lane)
         return lane

@@ -199,7 +199,9 @@ class Scheduler:
             begin = time.perf_counter()
             computed = run(inputs, work.outputs)
             seconds = time.perf_counter() - begin
-            rows = iter([tuple(computed)] if work.is_run else list(zip(*computed, strict=True)))
+            if not work.is_run and any(len(values) != len(sequences) for values in computed):
+                raise ValueError(f"the graph has not one row for each of {len(sequences)} texts")
+            rows = iter([tuple(computed)] if work.is_run else zip(*computed, strict=True))
         except Exception as error:  # noqa: BLE001  it belongs to the request, whatever it is
             if len(parts) > 1:
                 for part in parts:

@@ -5,8 +5,8 @@ short one is done soon, whatever a long one has asked for.
 Source: Demers, Keshav, Shenker, "Analysis and simulation of a fair queueing algorithm" (virtual time).
 
 Where more comes in than can be computed, fair turns alone would let short requests without end overtake a
-longer one. So whatever is no larger than a queue is promised to be done by the time in which a full
-queue is computed: before it would be too late, the oldest go first.
+longer one. So whatever is small beside the queue is promised to be done by the time in which a full queue
+is computed: before it would be too late, the oldest go first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from service.jobs import Job
 # Of the tokens that a queue may hold: it counts some 1.2 for each of an English text, and runs that go on
 # cannot be overtaken.
 PROMISED_SHARE = 0.85
+PROMISED_SIZE = 1 / 16  # of the queue: a larger request, which would hold others up, is promised nothing
 
 by_due, by_promise = attrgetter("due"), attrgetter("promise")
 
@@ -31,6 +32,7 @@ class Turns:
     def __init__(self, max_queue_tokens: float = math.inf) -> None:
         """Keep the promise of a queue of so many tokens."""
         self._promised_tokens = max_queue_tokens * PROMISED_SHARE
+        self._longest_promised = max_queue_tokens * PROMISED_SIZE
         self._jobs: list[Job] = []
         self._computed = 0  # tokens, of all jobs
         self._virtual = 0.0  # the tokens that a request would have got that has always waited
@@ -44,7 +46,7 @@ class Turns:
         """Let a job wait whose next part has so many tokens."""
         ticket = job.ticket
         ticket.virtual = max(ticket.virtual, self._virtual)
-        is_short = job.num_waiting <= self._promised_tokens
+        is_short = job.num_waiting <= self._longest_promised
         job.promise = self._computed + (self._promised_tokens if is_short else math.inf)
         job.due = ticket.virtual + next_tokens
         self._jobs.append(job)

@@ -62,14 +62,14 @@ def test_who_comes_later_has_no_claim_to_what_was_computed_before() -> None:
     assert early in ten
 
 
-@pytest.mark.parametrize(("max_queue_tokens", "is_kept"), [(100, True), (float("inf"), False)])
+@pytest.mark.parametrize(("max_queue_tokens", "is_kept"), [(800, True), (float("inf"), False)])
 def test_short_requests_without_end_cannot_hold_a_longer_one_off(
     max_queue_tokens: float, is_kept: bool
 ) -> None:
-    """Each one computed is replaced by another: fair turns alone give the long one an eleventh."""
+    """Each one computed is replaced by another: fair turns alone give the long one a hundredth."""
     turns = Turns(max_queue_tokens)
     long = enter(turns, *[5] * 10)
-    for _ in range(10):
+    for _ in range(100):
         enter(turns, 5)
     computed = 0
     while long.waiting:
@@ -78,15 +78,15 @@ def test_short_requests_without_end_cannot_hold_a_longer_one_off(
         computed += 5
         if first is not long:
             enter(turns, 5)
-    assert (computed <= 100) == is_kept
+    assert (computed <= 800) == is_kept
 
 
 def test_many_promises_that_come_due_together_are_all_kept() -> None:
     """A queue of equal requests, as full as can be promised for: the last is done when the queue is."""
-    turns = Turns(80 / PROMISED_SHARE)
-    waiting = [enter(turns, 5, 5) for _ in range(8)]
+    turns = Turns(200 / PROMISED_SHARE)
+    waiting = [enter(turns, 5, 5) for _ in range(20)]
     computed = 0
-    for _ in range(40):
+    for _ in range(100):
         take(turns, turns.in_order()[0])
         computed += 5
         for done in [each for each in waiting if not each.waiting]:
@@ -106,6 +106,21 @@ def test_a_request_of_more_than_the_queue_has_turns_but_no_promise() -> None:
             before_it += 1
         take(turns, short)
         assert before_it <= 1
+
+
+@pytest.mark.parametrize("num_bulks", [1, 4])
+def test_single_queries_do_not_wait_for_bulks_that_fill_the_queue(num_bulks: int) -> None:
+    turns = Turns(1000)
+    for _ in range(num_bulks):
+        enter(turns, *[10] * (96 // num_bulks))
+    for _ in range(100):
+        short = enter(turns, 2)
+        before_it = 0
+        while (first := turns.in_order()[0]) is not short:
+            take(turns, first)
+            before_it += 1
+        take(turns, short)
+        assert before_it <= num_bulks
 
 
 def test_what_does_not_wait_may_be_removed() -> None:
