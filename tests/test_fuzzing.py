@@ -229,3 +229,13 @@ def test_deep_bodies_are_refused(route: str, depth: int) -> None:
         nested = b'{"model": "m", "%s": ' % field.encode() + b"[" * depth + b"]" * depth + b"}"
         with pytest.raises(RequestError):
             parse(nested, MAX_INPUTS)
+
+
+@pytest.mark.parametrize("route", PARSERS)
+@pytest.mark.parametrize("depth", [300, 1000, 1020])
+def test_deep_bodies_under_two_names_are_refused(route: str, depth: int) -> None:
+    parse, form = PARSERS[route]
+    nested = b"[" * depth + b"]" * depth
+    for field, (alias, *_) in form.aliases.items():
+        with pytest.raises(RequestError):
+            parse(b'{"%s": %s, "%s": %s}' % (field.encode(), nested, alias.encode(), nested), MAX_INPUTS)
