@@ -60,7 +60,7 @@ EMBEDDINGS = Operation(
     answer=answers.EmbeddingsAnswer,
     errors=OF_BODIES,
     examples={
-        "texts": {"model": "jina-embeddings-v3", "input": ["Hello, world!", "How are you?"]},
+        "texts": {"model": "all-minilm-l6-v2", "input": ["Hello, world!", "How are you?"]},
         "query of retrieval, shorter vectors": {
             "model": "jina-embeddings-v3",
             "input": "How is bread made?",
@@ -138,7 +138,7 @@ TOKENIZE = Operation(
     answer=answers.TokenizeAnswer,
     errors=OF_BODIES,
     examples={
-        "numbers": {"model": "bge-reranker-v2-m3", "input": ["Hello, world!", "How are you?"]},
+        "numbers": {"model": "all-minilm-l6-v2", "input": ["Hello, world!", "How are you?"]},
         "ids with a prefix": {
             "model": "jina-embeddings-v3",
             "input": "How is bread made?",
