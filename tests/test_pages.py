@@ -54,3 +54,7 @@ def test_no_other_file_is_sent(client: TestClient, name: str) -> None:
 
 def test_the_licence_is_beside_the_files() -> None:
     assert "Apache License" in (FOLDER / "swagger-ui.LICENSE.txt").read_text()
+    named = re.match(
+        r"/\*! For license information please see (\S+) \*/", (FOLDER / "swagger-ui-bundle.js").read_text()
+    )
+    assert named and "MIT" in (FOLDER / named[1]).read_text()  # of the packages inside it
