@@ -1,7 +1,8 @@
 """Who may come in: counts the requests of a worker and the tokens they wait for. Knows no HTTP and no model.
 
 Tokens are estimated from the texts, before any work: who is refused is refused at once. What has been
-computed of a request counts no longer, so that the count is what the queue still has before it.
+computed of a request counts no longer, so that the count is what the queue still has before it. A request of
+more than the limit counts for half of it until its rest is less: turns are fair, nobody waits for all of it.
 """
 
 from __future__ import annotations
@@ -77,21 +78,24 @@ class Admission:
     def admit(self, ticket: Ticket, num_tokens: int, *, is_held: bool = False) -> None:
         """Let a request wait for so many tokens; where they are `is_held`, until it is answered.
 
-        A request of more than the limit is let in when nothing else waits. Raises Overloaded.
+        One of more than the limit comes in where half of it is free, and no second one beside it. But what is
+        held counts whole, as its answer takes memory for each token: it comes in alone. Raises Overloaded.
         """
         with self._guard:
-            excess = self._counts.tokens + num_tokens - self._limits.max_tokens
+            limit = self._limits.max_tokens
+            num_counted = num_tokens if is_held or num_tokens <= limit else limit // 2 + 1
+            excess = self._counts.tokens + num_counted - limit
             if excess > 0 and self._counts.tokens > 0:
                 reason = (
                     f"{self._counts.tokens} tokens wait and this request has some {num_tokens}, more than "
-                    f"{self._limits.max_tokens} together (MAX_QUEUE_TOKENS)"
+                    f"there is room for ({limit}, MAX_QUEUE_TOKENS)"
                 )
                 raise self._refusal(reason, min(excess, self._counts.tokens))
             self._fade()
-            self._counts.tokens += num_tokens
+            ticket.num_tokens, ticket.most_counted, ticket.is_held = num_tokens, num_counted, is_held
+            self._counts.tokens += num_counted
             self._counts.admitted += 1
-            ticket.num_tokens, ticket.is_held = num_tokens, is_held
-        self._observer.queue_changed(0, num_tokens)
+        self._observer.queue_changed(0, num_counted)
 
     def status(self) -> dict[str, float]:
         """Return the counts and the speed in tokens/s, 0 where nothing was computed yet."""
@@ -117,7 +121,7 @@ class Admission:
         with self._guard:
             self._fade()
             # The last run may be told of only now: what is no longer there is not taken off again.
-            num_tokens, ticket.num_tokens = ticket.num_tokens, 0
+            num_tokens, ticket.num_tokens = ticket.num_counted, 0
             self._counts.requests -= 1
             self._counts.tokens -= num_tokens
             self._body_bytes -= num_body_bytes
@@ -137,8 +141,10 @@ class Admission:
         with self._guard:
             self._fade()
             self._work += num_tokens
-            num_done = 0 if ticket.is_held else min(num_tokens, ticket.num_tokens)
-            ticket.num_tokens -= num_done
+            num_counted = ticket.num_counted
+            if not ticket.is_held:
+                ticket.num_tokens = max(0, ticket.num_tokens - num_tokens)
+            num_done = num_counted - ticket.num_counted
             self._counts.tokens -= num_done
         self._observer.queue_changed(0, -num_done)
 

@@ -38,6 +38,7 @@ class Ticket:
     is_gone: Callable[[], bool] = _stays  # whether the client has left
     on_progress: Progress = _nobody_listens
     num_tokens: int = 0  # admitted and not computed yet
+    most_counted: int = 0  # of them that count in the queue
     is_held: bool = False  # its tokens count until it is answered: its answer takes memory for each
     has_begun: bool = False
     virtual: float = 0.0  # the scheduler's time at which its next share is due
@@ -46,6 +47,11 @@ class Ticket:
     waited_seconds: float = 0.0  # until its first run
     queued_seconds: float = 0.0  # from its begin until it stood in the queue
     computed_seconds: float = 0.0  # from its begin until all was computed
+
+    @property
+    def num_counted(self) -> int:
+        """Return the tokens that count in the queue."""
+        return min(self.num_tokens, self.most_counted)
 
     def start(self) -> None:
         """Note that a first part of it runs: from here on it is computed to its end."""

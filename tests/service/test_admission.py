@@ -47,14 +47,46 @@ def test_a_full_queue_refuses_at_the_door_before_a_body_is_read() -> None:
             raise AssertionError("it must not come in")
 
 
-def test_a_request_above_the_limit_comes_in_alone_and_never_beside_others() -> None:
+def test_a_request_above_the_limit_leaves_room_for_others_but_not_for_a_second_one() -> None:
     door = admission(100)
     with ExitStack() as held:
+        large = enter(door, held, 5000)
+        assert door.status()["tokens"] == 51
+        enter(door, held, 49)
+        with pytest.raises(Overloaded), ExitStack() as refused:
+            enter(door, refused, 1)
+        large.on_progress(large, 4940)  # 60 are left: it still counts for half of the queue
+        assert door.status()["tokens"] == 100
+        large.on_progress(large, 30)
+        assert door.status()["tokens"] == 49 + 30
+    assert door.status()["tokens"] == 0
+    with ExitStack() as held:
         enter(door, held, 5000)
+        with pytest.raises(Overloaded), ExitStack() as refused:
+            enter(door, refused, 101)
+
+
+def test_a_request_above_the_limit_waits_for_half_of_it_to_be_free() -> None:
+    door = admission(100)
+    with ExitStack() as held:
+        enter(door, held, 50)
+        with pytest.raises(Overloaded), ExitStack() as refused:
+            enter(door, refused, 5000)
+    with ExitStack() as held:
+        enter(door, held, 49)
+        enter(door, held, 5000)
+
+
+def test_what_is_held_above_the_limit_comes_in_alone_and_keeps_all_others_out() -> None:
+    door = admission(100)
     with ExitStack() as held:
         enter(door, held, 1)
         with pytest.raises(Overloaded), ExitStack() as refused:
-            enter(door, refused, 5000)
+            enter(door, refused, 101, is_held=True)
+    with ExitStack() as held:
+        enter(door, held, 101, is_held=True)
+        with pytest.raises(Overloaded), ExitStack() as refused:
+            enter(door, refused, 1)
 
 
 def test_what_was_computed_counts_no_longer_unless_it_is_held() -> None:
