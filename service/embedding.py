@@ -73,8 +73,10 @@ class EmbeddingModel:
         """Estimate the tokens that inputs will have, before anything is done with them."""
         limit = None if asked.late_chunking else self.manifest.max_tokens
         num_image_tokens = self.tower.max_tokens if self.tower else 0
+        task = options.task_of(self.manifest, asked)
+        prefix = task.prefix if task and not asked.late_chunking else ""
         return sum(
-            estimates.num_tokens(item, limit) if isinstance(item, str) else num_image_tokens
+            estimates.num_tokens(prefix + item, limit) if isinstance(item, str) else num_image_tokens
             for item in inputs
         )
 

@@ -41,9 +41,9 @@ class ImageTower:
 
     @property
     def max_tokens(self) -> int:
-        """Return the tokens of the largest image with the prompt that it stands in."""
+        """Return the tokens computed for the largest image: by the tower, then again in its prompt."""
         cell_pixels = (self.vision.patch_size * self.vision.merge_size) ** 2
-        return self.vision.max_pixels // cell_pixels + self.template.num_tokens
+        return 2 * (self.vision.max_pixels // cell_pixels) + self.template.num_tokens
 
     def prompts(self, pictures: Mapping[int, Pixels]) -> Iterator[dict[int, ImagePrompt]]:
         """Turn images (height, width, 3) into prompts, a group of them at a time, under the keys given.
@@ -62,10 +62,12 @@ class ImageTower:
     def _vectors(self, patches: Sequence[Patches]) -> list[npt.NDArray[np.float32]]:
         """Run the tower; return the vectors of each image, cell by cell, rows first."""
         inputs, rows = tower_inputs(patches, self.vision)
-        computed = self.scheduler.run(self.graphs.vision_session(), inputs, IMAGE_VECTORS)
+        lengths = [len(image.values) // self.vision.merge_size**2 for image in patches]
+        # A cell has 4 patches, each of which goes through a fifth of the weights that a token goes through.
+        session, num_tokens = self.graphs.vision_session(), sum(lengths)
+        computed = self.scheduler.run(session, inputs, IMAGE_VECTORS, num_tokens)
         if not np.isfinite(computed).all():
             raise ModelOutputInvalid(self.graphs.manifest.name)
-        lengths = [len(image.values) // self.vision.merge_size**2 for image in patches]
         return np.split(computed[rows], np.cumsum(lengths)[:-1])
 
     def _cells(self, grid: tuple[int, int]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service import inference
+from service import estimates, inference
 from service.errors import InvalidRequest, ModelOutputInvalid
 from service.limits import PROMPT_ROOM, Listwise
 from service.manifest import Output
@@ -81,6 +81,19 @@ def score(parts: Parts, query: str, documents: Sequence[str], options: RankOptio
     ]
     vectors = np.concatenate([block.documents for block in blocks])
     return Scored(cosines(_query_of(blocks), vectors), num_billed, vectors)
+
+
+def estimate(parts: Parts, query: str, documents: Sequence[str], options: RankOptions) -> int:
+    """Estimate the tokens of all prompts before any is made; a block has the query twice."""
+    limits = limits_of(parts, options)
+    num_query_tokens = estimates.num_tokens(query, limits.max_query_length)
+    texts = [Text("", estimates.num_tokens(text, limits.max_doc_length)) for text in documents]
+    num_blocks = len(split(num_query_tokens, texts, limits))
+    num_words = estimates.num_tokens(prompt("", [], options.instruction, limits), limits.capacity)
+    num_every = estimates.num_tokens(PASSAGE)
+    return num_blocks * (num_words + 2 * num_query_tokens) + sum(
+        num_every + text.num_tokens for text in texts
+    )
 
 
 def limits_of(parts: Parts, options: RankOptions) -> Listwise:

@@ -11,7 +11,7 @@ class Part(StrEnum):
     """Which of a model's graphs."""
 
     TEXT = "text"
-    VISION = "vision"  # its tokens are patches of pictures
+    VISION = "vision"  # its tokens are cells of pictures, four patches
 
 
 @dataclass(frozen=True)

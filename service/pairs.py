@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from service import estimates
 from service.scoring import Parts, RankOptions, Scored, logits, sigmoid
 from service.tokenization import Ids
 
@@ -20,6 +21,13 @@ def score(parts: Parts, query: str, documents: Sequence[str], options: RankOptio
     first, *others = [tokens.ids for tokens in encoded]
     found = sigmoid(logits(parts, [pair(parts, first, other) for other in others]))
     return Scored(found, sum(len(tokens.ids) for tokens in encoded))
+
+
+def estimate(parts: Parts, query: str, documents: Sequence[str], options: RankOptions) -> int:
+    """Estimate the tokens of all pairs before any is made."""
+    limit = parts.manifest.max_tokens
+    num_query_tokens = estimates.num_tokens(query, limit * 3 // 4)
+    return sum(min(limit, num_query_tokens + estimates.num_tokens(text, limit)) for text in documents)
 
 
 def pair(parts: Parts, query: Ids, document: Ids) -> Ids:

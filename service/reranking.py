@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from service import estimates, listwise, pairs, tokenization, yes_no
+from service import listwise, pairs, tokenization, yes_no
 from service.errors import BundleError, InvalidRequest
 from service.graphs import WARM_UP_TEXTS, Graphs
 from service.manifest import TOKENIZER_FILE, Manifest, Scoring
@@ -18,21 +18,25 @@ from service.tickets import Ticket
 from service.tokenization import Tokenizer
 
 Score = Callable[[Parts, str, Sequence[str], RankOptions], Scored]
+Estimate = Callable[[Parts, str, Sequence[str], RankOptions], int]
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A way of scoring and the options that it knows beside `top_n`."""
+    """A way of scoring, its tokens told before any work, and the options that it knows beside `top_n`."""
 
     score: Score
+    estimate: Estimate
     options: tuple[str, ...] = ()
 
 
 SCORERS = {
-    Scoring.CLASSIFIER: Scorer(pairs.score),
-    Scoring.YES_NO: Scorer(yes_no.score, ("instruction",)),
+    Scoring.CLASSIFIER: Scorer(pairs.score, pairs.estimate),
+    Scoring.YES_NO: Scorer(yes_no.score, yes_no.estimate, ("instruction",)),
     Scoring.LISTWISE: Scorer(
-        listwise.score, ("instruction", "max_query_length", "max_doc_length", "return_embeddings")
+        listwise.score,
+        listwise.estimate,
+        ("instruction", "max_query_length", "max_doc_length", "return_embeddings"),
     ),
 }
 LENGTHS = ("max_query_length", "max_doc_length")
@@ -74,11 +78,14 @@ class Reranker:
         """Return the model as it works for one request."""
         return replace(self, parts=replace(self.parts, scheduler=self.parts.scheduler.share(ticket)))
 
-    def estimate(self, query: str, documents: Sequence[str]) -> int:
-        """Estimate the tokens of the query with each document, before anything is done with them."""
-        limit = self.manifest.max_tokens
-        num_query_tokens = estimates.num_tokens(query, limit)
-        return sum(min(limit, num_query_tokens + estimates.num_tokens(text, limit)) for text in documents)
+    def estimate(self, query: str, documents: Sequence[str], options: RankOptions | None = None) -> int:
+        """Estimate the tokens that scoring computes, before anything is done with the texts.
+
+        Raises InvalidRequest for what this model cannot do.
+        """
+        options = options or RankOptions()
+        self._check(options)
+        return self.scorer.estimate(self.parts, query, documents, options)
 
     def rank(self, query: str, documents: Sequence[str], options: RankOptions | None = None) -> Ranking:
         """Score documents, at least one, and return the best `top_n`, all without it.

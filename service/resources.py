@@ -54,7 +54,7 @@ class Rerank:
             asked = requests.parse_rerank(body, self.max_inputs)
             model = self.registry.reranker(asked.model)
             req.context.fields = {"model": model.manifest.name, "documents": len(asked.documents)}
-            self.door.admit(ticket, model.estimate(asked.query, asked.documents))
+            self.door.admit(ticket, model.estimate(asked.query, asked.documents, asked.options))
             ranking = model.shared(ticket).rank(asked.query, asked.documents, asked.options)
             req.context.fields["tokens"] = ranking.num_tokens
             resp.media = schema.rerank_response(model.manifest.name, asked, ranking)

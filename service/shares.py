@@ -20,8 +20,8 @@ class Runs(Protocol):
     ) -> list[Row]:
         """Compute outputs for every sequence; return its rows of them in the order given."""
 
-    def run(self, session: Session, inputs: Mapping[str, Array], output: str) -> Floats:
-        """Compute one output of inputs that are already a run."""
+    def run(self, session: Session, inputs: Mapping[str, Array], output: str, num_tokens: int) -> Floats:
+        """Compute one output of inputs that are already a run, as dear as so many tokens."""
 
     def share(self, ticket: Ticket) -> Runs:
         """Return what a request computes with."""
@@ -56,9 +56,8 @@ class Share:
         lengths = [len(sequence) for sequence in sequences]
         return self.queue.compute(Work(session, sequences, tuple(outputs), stack, lengths), self.ticket)
 
-    def run(self, session: Session, inputs: Mapping[str, Array], output: str) -> Floats:
-        """Compute one output of inputs that are already a run. Raises as `submit`."""
-        num_tokens = len(next(iter(inputs.values())))
+    def run(self, session: Session, inputs: Mapping[str, Array], output: str, num_tokens: int) -> Floats:
+        """Compute one output of inputs that are a run, as dear as so many tokens. Raises as `submit`."""
         work = Work(session, [inputs], (output,), itemgetter(0), [num_tokens], is_run=True)
         (((computed,)),) = self.queue.compute(work, self.ticket)
         return computed

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from service import estimates
 from service.scoring import Parts, RankOptions, Scored, logits, sigmoid
 from service.tokenization import TEXTS_AT_ONCE, Ids
 
@@ -27,6 +28,14 @@ def score(parts: Parts, query: str, documents: Sequence[str], options: RankOptio
     found = sigmoid(logits(parts, prompts(parts, query, documents, options.instruction)))
     encoded = parts.tokenizer.encode([query, *documents], parts.manifest.max_tokens)
     return Scored(found, sum(len(tokens.ids) for tokens in encoded))
+
+
+def estimate(parts: Parts, query: str, documents: Sequence[str], options: RankOptions) -> int:
+    """Estimate the tokens of all prompts before any is made."""
+    limit = parts.manifest.max_tokens
+    head = BODY.format(instruction=options.instruction or INSTRUCTION, query=query, document="")
+    num_every = estimates.num_tokens(PREFIX + SUFFIX, limit) + estimates.num_tokens(head, limit)
+    return sum(min(limit, num_every + estimates.num_tokens(text, limit)) for text in documents)
 
 
 def prompts(parts: Parts, query: str, documents: Sequence[str], instruction: str | None) -> list[Ids]:

@@ -111,11 +111,11 @@ def test_runs_that_are_ready_wait_for_their_session_too() -> None:
     session, scheduler = Counting(), Scheduler(8)
     ready = pad(sequences(4))
     work = [lambda: scheduler.submit(session, sequences(4), ["mask"], pad)] * 3  # type: ignore[arg-type]
-    work += [lambda: [(scheduler.run(session, ready, "mask"),)]] * 3  # type: ignore[arg-type]
+    work += [lambda: [(scheduler.run(session, ready, "mask", 4),)]] * 3  # type: ignore[arg-type]
     threads = [threading.Thread(target=target) for target in work]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert session.most == 1
-    assert (scheduler.run(session, ready, "mask") == ready["attention_mask"]).all()  # type: ignore[arg-type]
+    assert (scheduler.run(session, ready, "mask", 4) == ready["attention_mask"]).all()  # type: ignore[arg-type]
