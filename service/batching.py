@@ -58,12 +58,9 @@ def group(queues: Sequence[Waiting], max_tokens: int, *, may_pad: bool) -> list[
     queues with the indices taken. rows x longest stays within `max_tokens`, unless one text alone exceeds it.
     """
     head = queues[0].longest
-    highest = _highest(queues, head, may_pad)
-    room = max(1, max_tokens // highest)
-    lowest = head
-    if may_pad and highest < UNPADDED_FROM_TOKENS:
-        shortest, room = _shortest(queues, highest, room)
-        lowest = min(head, shortest)
+    lowest, highest, room = head, head, max(1, max_tokens // head)
+    if may_pad and head < UNPADDED_FROM_TOKENS:
+        lowest, highest, room = _padded(queues, head, max_tokens)
     taken: list[tuple[int, list[int]]] = []
     for number, queue in enumerate(queues):
         if found := queue.take(lowest, highest, room):
@@ -83,10 +80,21 @@ def plan(lengths: Sequence[int], max_tokens: int, *, may_pad: bool = True) -> li
     return groups
 
 
-def _highest(queues: Iterable[Waiting], head: int, may_pad: bool) -> int:
+def _padded(queues: Sequence[Waiting], head: int, max_tokens: int) -> tuple[int, int, int]:
+    """Return the shortest and the longest text of the head's run and its number of texts.
+
+    The longest is the head itself, or one that pads it little if more texts fit beside that.
+    """
+    highest = _highest(queues, head)
+    found = {most: _shortest(queues, most, max(1, max_tokens // most)) for most in (head, highest)}
+    if found[head][1] >= found[highest][1]:
+        highest = head
+    shortest, num_rows = found[highest]
+    return min(head, shortest), highest, num_rows
+
+
+def _highest(queues: Iterable[Waiting], head: int) -> int:
     """Return the longest text that the head may share a run with: itself, or one that pads it little."""
-    if not may_pad or head >= UNPADDED_FROM_TOKENS:
-        return head
     # Half of what is allowed: others will be padded for it too.
     limit = head + max(RUN_COST, math.floor(head * MAX_PADDING * 2)) // 2
     limit = min(limit, UNPADDED_FROM_TOKENS - 1)

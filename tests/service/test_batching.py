@@ -38,6 +38,12 @@ def test_a_turn_takes_a_longer_text_along_only_where_it_pads_the_first_little() 
     assert taken == [(0, [0]), (1, [0])]
 
 
+def test_a_longer_text_of_another_request_does_not_keep_a_turn_from_its_own() -> None:
+    bulk, other = Waiting([10] * 51), Waiting([15])
+    assert group([bulk, other], 1000, may_pad=True) == [(0, list(range(51)))]
+    assert group([other, bulk], 1000, may_pad=True)[0] == (0, [0])
+
+
 def test_equal_lengths_share_a_run_up_to_the_budget() -> None:
     assert plan([10] * 5, 30) == [[0, 1, 2], [3, 4]]
 
