@@ -70,18 +70,23 @@ class Scheduler:
         """Compute for nobody in particular; see `Share`."""
         return self.share(Ticket()).submit(session, sequences, outputs, stack)
 
-    def run(self, session: Session, inputs: Mapping[str, Array], output: str) -> Floats:
+    def run(self, session: Session, inputs: Mapping[str, Array], output: str, num_tokens: int) -> Floats:
         """Compute for nobody in particular; see `Share`."""
-        return self.share(Ticket()).run(session, inputs, output)
+        return self.share(Ticket()).run(session, inputs, output, num_tokens)
 
     def share(self, ticket: Ticket) -> Share:
         """Return what a request computes with."""
         return Share(self, ticket)
 
     def compute(self, work: Work, ticket: Ticket) -> list[Row]:
-        """Queue work and wait for it. Raises WaitedTooLong, ClientGone, and whatever a run raises."""
+        """Queue work and wait for it.
+
+        Raises ValueError for a sequence without a token, WaitedTooLong, ClientGone, whatever a run raises.
+        """
         if not work.lengths:
             return []
+        if min(work.lengths) < 1:
+            raise ValueError("a sequence without a token cannot be computed")
         job = Job(work, ticket)
         ticket.queue()
         with self._guard:
@@ -133,15 +138,10 @@ class Scheduler:
         return None
 
     def _locked_next(self, ended: Run | None) -> Run | None:
-        found: Run | None = None
         with self._guard:
             if ended:
                 self._lanes.end(ended.lane)
-            try:
-                found = self._next()
-            except Exception as error:  # noqa: BLE001  whoever waits must hear of it, or they would wait for ever
-                for job in self._turns.in_order():
-                    self._end(job, error)
+            found = self._next()
             if found:
                 self._wake_lane()
             else:
@@ -155,16 +155,25 @@ class Scheduler:
             if job.ticket.is_late():
                 self._end(job, WaitedTooLong())
                 continue
-            has_narrow = job.work.session.has_narrow
-            start = self._lanes.start(job.waiting.longest, has_narrow=has_narrow)
-            if start == Start.NOT_YET:
-                return None
-            if start == Start.NOW and (parts := self._take(job, order)):
-                lengths = [sharer.work.lengths[index] for sharer, indices in parts for index in indices]
-                num_tokens = len(lengths) * max(lengths)
-                is_last = not len(self._turns)
-                return Run(parts, self._lanes.begin(num_tokens, has_narrow=has_narrow, is_last=is_last))
+            try:
+                start = self._lanes.start(job.waiting.longest, has_narrow=job.work.session.has_narrow)
+                if start == Start.NOT_YET:
+                    return None
+                if start == Start.NOW and (parts := self._take(job, order)):
+                    return Run(parts, self._begin(parts))
+            except Exception as error:  # noqa: BLE001  it belongs to the job, and whoever may have lost texts to it
+                for other in order:
+                    if other is job or job.may_share_with(other):
+                        self._end(other, error)
+                return self._next()
         return None
+
+    def _begin(self, parts: Sequence[tuple[Job, list[int]]]) -> Lane:
+        lengths = [job.work.lengths[index] for job, indices in parts for index in indices]
+        has_narrow = parts[0][0].work.session.has_narrow
+        return self._lanes.begin(
+            len(lengths) * max(lengths), has_narrow=has_narrow, is_last=not len(self._turns)
+        )
 
     def _next_tokens(self, job: Job) -> int:
         """Return the tokens of a job's next part, 0 where there is none."""
@@ -213,8 +222,6 @@ class Scheduler:
         with self._guard:
             for job, indices in parts:
                 job.put(indices, list(itertools.islice(rows, len(indices))))
-        for job, indices in parts:
-            job.ticket.on_progress(job.ticket, sum(job.work.lengths[index] for index in indices))
         self._observe(parts, seconds)  # whoever waits for the rows need not wait for this
 
     def _observe(self, parts: Sequence[tuple[Job, list[int]]], seconds: float) -> None:
@@ -222,6 +229,8 @@ class Scheduler:
         num_rows, num_tokens = len(lengths), sum(lengths)
         num_padding = num_rows * max(lengths) - num_tokens
         try:
+            for job, indices in parts:
+                job.ticket.on_progress(job.ticket, sum(job.work.lengths[index] for index in indices))
             self._observer.ran(parts[0][0].work.session, num_rows, num_tokens, num_padding, seconds)
         except Exception as error:  # noqa: BLE001  a figure is lost; with the lane every later request would be
             logs.write(logging.ERROR, "a run could not be counted", reason=repr(error))

@@ -272,10 +272,35 @@ def test_sessions_never_share_a_run() -> None:
     assert (found.session.runs, other.runs) == ([[1], [2]], [[3]])
 
 
-def test_a_fault_in_the_queue_is_told_to_all_who_wait() -> None:
-    """A session that cannot say what it can do: whoever waits must hear of it."""
-    with pytest.raises(AttributeError):
-        Scheduler(10).submit(object(), texts(1, 5), ["out"], pad)  # type: ignore[arg-type]
+class Faulty(Gate):
+    """A session that cannot say any more whether its texts may be padded."""
+
+    @property
+    def may_pad(self) -> bool:  # type: ignore[override]
+        raise RuntimeError("faulty")
+
+
+def test_a_fault_in_the_queue_is_told_to_those_whose_turn_it_was_and_to_nobody_else() -> None:
+    with callers(100) as found:
+        first = found.start(texts(1, 5))
+        faulty = Callers(found.scheduler, Faulty())
+        others = [faulty.ask(texts(2, 5)), faulty.ask(texts(3, 5)), found.ask(texts(4, 5))]
+        found.session.open()
+        with faulty.pool:
+            for other in others[:2]:
+                with pytest.raises(RuntimeError, match="faulty"):
+                    values(other)
+        assert (values(first), values(others[2])) == ([1], [4])
+        assert values(found.ask(texts(5, 5))) == [5]
+
+
+def test_a_sequence_without_a_token_is_an_error_of_its_own_request() -> None:
+    with callers(100) as found:
+        first, other = found.start(texts(1, 5)), found.ask(texts(2, 5))
+        with pytest.raises(ValueError, match="without a token"):
+            found.scheduler.submit(found.session, texts(3, 5, 0), ["out"], pad)  # type: ignore[arg-type]
+        found.session.open()
+        assert (values(first), values(other)) == ([1], [2])
 
 
 @pytest.mark.parametrize("spoil", [lambda rows: rows[1:], lambda rows: np.concatenate([rows, rows])])
@@ -305,6 +330,10 @@ class Counts(Nobody):
         self.seconds.append(seconds)
         if num_tokens == 7:
             raise OSError("the disk is full")
+
+
+def no_progress(ticket: Ticket, num_tokens: int) -> None:
+    raise OSError("the disk is full")
 
 
 def test_runs_are_told_of_with_their_padding_failed_ones_not_at_all() -> None:
@@ -342,3 +371,6 @@ def test_a_figure_that_is_lost_stops_no_lane() -> None:
     with found.pool:
         found.session.open()
         assert [values(found.ask(texts(1, 7))) for _ in range(3)] == [[1]] * 3
+        assert [values(found.ask(texts(1, 8), Ticket(on_progress=no_progress))) for _ in range(3)] == [
+            [1]
+        ] * 3
