@@ -39,9 +39,9 @@ class Finish:
 
 def _timing(ticket: Ticket, total: float) -> str:
     """Write the times of a request in milliseconds, in their order; what has not ended is left out."""
-    stages = {"prepare": ticket.queued_seconds, "queue": ticket.waited_seconds - ticket.queued_seconds}
+    stages = {"tokenize": ticket.queued_seconds, "queue": ticket.waited_seconds - ticket.queued_seconds}
     if ticket.computed_seconds:
-        stages["compute"] = ticket.computed_seconds - ticket.waited_seconds
+        stages["run"] = ticket.computed_seconds - ticket.waited_seconds
         stages["encode"] = total - ticket.computed_seconds
     return ", ".join(
         f"{name};dur={seconds * 1000:.2f}" for name, seconds in (stages | {"total": total}).items()
