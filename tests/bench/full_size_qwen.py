@@ -7,7 +7,7 @@ compute what all of them would take.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ QWEN3_06B = Decoder("qwen3", 151_669, 1024, 3072, 28, 16, 8, 128)
 QWEN3_8B = Decoder("qwen3", 151_665, 4096, 12_288, 36, 32, 8, 128)
 JINA_RERANKER = Decoder("qwen3", 151_936, 1024, 3072, 28, 16, 8, 128)
 JINA_CODE_05B = Decoder("qwen2", 151_936, 896, 4864, 24, 14, 2, 64)
+JINA_CODE_15B = Decoder("qwen2", 151_936, 1536, 8960, 28, 12, 2, 128)
+QWEN3_4B = Decoder("qwen3", 151_665, 2560, 9728, 36, 32, 8, 128)
+RERANKER_4B = replace(QWEN3_4B, rows=151_669)
 
 
 def write_qwen3_embedding_06b(
@@ -102,6 +105,25 @@ def write_jina_code_05b(
         **qwen25_tokenizer_files(tokenizer),
     }
     weights = Weights(decoder_shapes(JINA_CODE_05B, num_layers, "model."), BFLOAT16)
+    checkpoint_files.write(folder, {SAFETENSORS_FILE: weights}, documents)
+
+
+def write_decoder(
+    decoder: Decoder,
+    folder: Path,
+    tokenizer: Path = DEFAULT_TOKENIZER,
+    *,
+    prefix: str = "",
+    pools: bool = True,
+) -> None:
+    """Write a decoder of other sizes: an embedding model, or a language model that `pools` nothing."""
+    own = {"architectures": [f"{decoder.model_type.capitalize()}ForCausalLM"]}
+    documents = {
+        "config.json": config(decoder, decoder.layers) | own,
+        **(_pooling_file(decoder) if pools else {}),
+        **_tokenizer_files(_read_tokenizer(tokenizer)),
+    }
+    weights = Weights(decoder_shapes(decoder, decoder.layers, prefix), BFLOAT16)
     checkpoint_files.write(folder, {SAFETENSORS_FILE: weights}, documents)
 
 

@@ -52,6 +52,7 @@ class Part(StrEnum):
     COMPRESSION = "compression"
     BAKE_8B = "bake-8b"
     BAKE_V4 = "bake-v4"
+    SIZES = "sizes"
 
 
 SMALL_PARTS = (Part.RETRIEVAL, Part.BULK, Part.SINGLE)
@@ -92,6 +93,7 @@ SAID = {
     **dict.fromkeys((Part.BESIDE, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), ("runs", "seconds")),
     Part.OVERLOAD: ("seconds",),
     Part.ENCODING: (),
+    Part.SIZES: (),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("layers",)),
 }
 PLACES = {
@@ -109,6 +111,7 @@ PLACES = {
     Part.MEMORY: ("xlmr_tokenizer", "work_dir"),
     **dict.fromkeys((Part.ARENA, Part.SOAK), ("models_dir",)),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("qwen_tokenizer", "work_dir")),
+    Part.SIZES: ("xlmr_tokenizer", "qwen_tokenizer"),
 }
 
 

@@ -23,6 +23,7 @@ from tests.bench import (
     precision,
     quality,
     shared_weights,
+    sizes,
     soak,
     texts,
     torch_process,
@@ -92,8 +93,8 @@ def _measure_precisions(chosen: argparse.Namespace) -> None:
     openvino = openvino_process.interpreter(chosen.openvino_python)
     wanted = options.precisions(Part.PRECISION, chosen)
     command = options.command(Part.PRECISION, chosen)
-    sizes = options.sizes(Part.PRECISION, chosen)
-    compared, figures = precision.measure_shape(wanted, sizes, chosen.runs, openvino)
+    wanted_sizes = options.sizes(Part.PRECISION, chosen)
+    compared, figures = precision.measure_shape(wanted, wanted_sizes, chosen.runs, openvino)
     title = f"{precision.SHAPE}, bare session{f' in turns with {compared}' if compared else ''}"
     print_lines(precision.table(title, command, figures) + precision.verdicts(figures))
     bake_if_absent(chosen.models_dir)
@@ -153,6 +154,11 @@ def _measure_bake(part: Part, deep: bake_layers.Deep, chosen: argparse.Namespace
                 print_lines(bake_layers.table(deep, found, precisions, options.command(part, chosen)))
 
 
+def _measure_sizes(chosen: argparse.Namespace) -> None:
+    found = sizes.measure(chosen.xlmr_tokenizer, chosen.qwen_tokenizer)
+    print_lines(sizes.table(found, options.command(Part.SIZES, chosen)))
+
+
 PARTS: dict[Part, Callable[[argparse.Namespace], None]] = {
     Part.QUALITY: _measure_quality,
     Part.PRECISION: _measure_precisions,
@@ -163,6 +169,7 @@ PARTS: dict[Part, Callable[[argparse.Namespace], None]] = {
     Part.MEMORY: _measure_memory,
     Part.ARENA: _measure_arena,
     Part.SOAK: _measure_soak,
+    Part.SIZES: _measure_sizes,
     Part.BAKE_8B: partial(_measure_bake, Part.BAKE_8B, bake_layers.QWEN3_8B_BAKE),
     Part.BAKE_V4: partial(_measure_bake, Part.BAKE_V4, bake_layers.JINA_V4_BAKE),
 }
