@@ -13,7 +13,9 @@ from service.errors import BodyTooLarge, UnsupportedMedia
 
 JSON_TYPES = ("application/json", "text/json")
 STALL_SECONDS = 30.0  # how long a client may send nothing in the middle of a body
-DISCARD_SECONDS = 5.0  # how long a body that nobody wants is read away
+# How long a body that nobody wants is read away. What comes later is read when the answer has been sent,
+# without a thread: refusals must not wait for the uploads that were refused before.
+DISCARD_SECONDS = 0.02
 DISCARD_BLOCK = 1 << 16
 
 
@@ -36,7 +38,7 @@ def read(req: Request, max_bytes: int) -> bytes:
 
 
 def discard(req: Request) -> None:
-    """Read what is left of a body: a connection closed over unread bytes is reset and the answer lost."""
+    """Read what is left of a body if it is there already: then the connection can be kept."""
     if req.context.get("is_body_read"):
         return
     if not req.content_length and not req.get_header("Transfer-Encoding"):

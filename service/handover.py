@@ -28,6 +28,7 @@ class Handover:
         self._is_asked_again = False
         self._hidden: list[Any] = []
         server.reload, server.manage_workers, server.stop = self.reload, self.manage_workers, self.stop
+        server.handle_int = server.handle_term  # Ctrl-C loses no request either; a second one does not wait
 
     def reload(self) -> None:
         """Read the configuration again and start new workers; while another reload is under way, after it."""

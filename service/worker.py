@@ -12,7 +12,10 @@ Knows connections and whether models are loading, nothing of what requests say. 
 - hands a connection back to its main thread after every answer, which for a small request costs more than all
   the rest; here the thread that has answered waits a moment for the next request;
 - sends head and body of an answer apart; here together;
-- lets a new connection hold a thread for 5 s before it has sent a byte; here for a moment.
+- lets a new connection hold a thread for 5 s before it has sent a byte; here for a moment;
+- accepts nobody while idle connections are as many as it may have; here the longest idle one is closed;
+- reads away, in a thread, what is left of a body; here the connection ends, and its loop reads on;
+- describes broken HTTP in HTML; here as every other error.
 """
 
 from __future__ import annotations
@@ -22,11 +25,9 @@ import mmap
 import queue
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cache, partial
@@ -35,13 +36,15 @@ from typing import Any
 from gunicorn.glogging import Logger
 from gunicorn.workers import gthread
 
-from service import connections
+from service import connections, lingering
+from service.broken import BrokenHttpSocket
 from service.joining import JoinedSocket
+from service.lingering import Lingering
+from service.receiving import Arrivals, left
 
 STALL_SECONDS = 30.0  # in which a client must send or take a byte, in the middle of a request or an answer
 SILENT_SECONDS = 10.0  # in which a new one must send its first
-LINGER_SECONDS = 2.0  # that a client has to close its side once the service has closed its own
-LINGER_BYTES = 65536  # that are read away meanwhile
+MOST_LOOKED_AT = 16  # idle connections, for one that can be closed
 LOADING_POLL_SECONDS = 0.1
 NO_DESCRIPTOR_SECONDS = 0.05
 FOLLOW_MILLISECONDS = 10  # in which a next request is answered by the same thread
@@ -58,7 +61,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         self.early_signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._ready = mmap.mmap(-1, 1)  # shared with the master
         self._loading: threading.Thread | None = None
-        self._lingering: deque[gthread.TConn] = deque()
+        self._lingering, self._arrivals = Lingering(self._drop), Arrivals()
 
     # --- the begin ---------------------------------------------------------------------------------------
 
@@ -73,6 +76,11 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         while not self.early_signals.empty():
             if self.early_signals.get() == signal.SIGTERM:
                 self.handle_exit(signal.SIGTERM, None)
+        signal.signal(signal.SIGINT, self.handle_interrupt)
+
+    def handle_interrupt(self, sig: int, frame: Any) -> None:
+        """End as at a TERM; a second Ctrl-C, which every process of a terminal gets, ends at once."""
+        (self.handle_exit if self.alive else self.handle_quit)(sig, frame)
 
     def wait_for_models(self, loading: threading.Thread) -> None:
         """Wait for the models if others serve meanwhile; without others, requests are told to come again."""
@@ -100,7 +108,11 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
                 return gthread._DEFER  # noqa: SLF001  without a byte it holds no thread
             conn.data_ready = True
         while True:
-            result = super().handle(conn)
+            self._arrivals.begin(conn)
+            try:
+                result = super().handle(conn)
+            finally:
+                self._arrivals.end(conn)
             # Anything but True is a connection at its end or without a request.
             if result is not True or not self.alive or not self._has_thread_to_spare():
                 return result
@@ -115,10 +127,8 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         return bool(self.nr_conns - num_idle <= self.cfg.threads)
 
     def _keepalive_after(self, conn: gthread.TConn, keepalive: Any) -> bool:
-        """Tell whether the connection is kept; read away what is left of the body, if anything may be."""
-        if keepalive and _num_unread(conn.parser.mesg) == 0:
-            return True
-        return bool(super()._keepalive_after(conn, keepalive))
+        """Tell whether the connection is kept: not over what is left of a body."""
+        return bool(keepalive) and left(conn.parser.mesg.body.reader) == 0
 
     # --- the end -----------------------------------------------------------------------------------------
 
@@ -160,9 +170,10 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def handle_request(self, req: Any, conn: gthread.TConn) -> Any:
         """Answer a request; whether its connection is kept is decided when the answer begins."""
         wants_close: Callable[[], bool] = req.should_close
-        req.should_close = cache(lambda: not self.alive or wants_close() or bool(_num_unread(req)))
+        req.should_close = cache(lambda: not self.alive or wants_close() or left(req.body.reader) != 0)
         client = conn.sock
         conn.sock = joined = JoinedSocket(client)
+        self._arrivals.take(conn, req)
         try:
             return super().handle_request(req, conn)
         finally:
@@ -170,7 +181,12 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             conn.sock = client
 
     def accept(self, listener: Any) -> None:
-        """Take a new connection; without a file descriptor for it, let it wait until one is closed."""
+        """Take a new connection, in the place of the one that has been idle longest if there are too many.
+
+        Without a file descriptor for it, let it wait until one is closed.
+        """
+        if self.nr_conns + 1 >= self.worker_connections:
+            self._close_longest_idle()
         try:
             super().accept(listener)
         except OSError as error:
@@ -178,6 +194,19 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
                 raise
             self.log.warning("no file descriptor for a new connection: raise the limit (ulimit -n)")
             time.sleep(NO_DESCRIPTOR_SECONDS)
+
+    def _close_longest_idle(self) -> None:
+        for idle in (self.pending_conns, self.keepalived_conns):  # first those that never sent a byte
+            for conn in [*idle][:MOST_LOOKED_AT]:
+                if not connections.is_readable(conn.sock, 0):  # else the loop is about to take it
+                    idle.remove(conn)
+                    self.poller.unregister(conn.sock)
+                    self._drop(conn)
+                    return
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Answer broken HTTP."""
+        super().handle_error(req, BrokenHttpSocket(client), addr, exc)
 
     def finish_request(self, conn: gthread.TConn, fs: Future[Any]) -> None:
         """Keep a connection, or close it once its client has; the loop serves others meanwhile."""
@@ -187,43 +216,21 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         if fs.cancelled() or fs.exception() or fs.result():
             super().finish_request(conn, fs)
             return
-        try:
-            conn.sock.setblocking(False)
-            conn.sock.shutdown(socket.SHUT_WR)
-            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self._drain, conn))
-        except (OSError, ValueError):  # the client has gone
-            self._drop(conn)
-            return
-        conn.timeout = time.monotonic() + LINGER_SECONDS
-        self._lingering.append(conn)
+        self._lingering.begin(self.poller, conn)
 
     def _wait_for_first_byte(self, conn: gthread.TConn) -> None:
         """Let a new connection wait without a thread, also while the worker ends."""
         conn.sock.setblocking(False)
-        conn.timeout = time.monotonic() + (SILENT_SECONDS if self.alive else LINGER_SECONDS)
+        conn.timeout = time.monotonic() + (SILENT_SECONDS if self.alive else lingering.SILENT_SECONDS)
         self.pending_conns.append(conn)
         readable = partial(self.on_pending_socket_readable, conn)
         self.poller.register(conn.sock, selectors.EVENT_READ, readable)
 
-    def _drain(self, conn: gthread.TConn, client: Any) -> None:
-        """Read away what nobody wants: closing over unread bytes would take the answer from the client."""
-        try:
-            received = client.recv(LINGER_BYTES)
-        except OSError:
-            received = b""
-        if not received:
-            self._end_lingering(conn)
-
     def murder_pending(self) -> None:
         """Close connections whose clients took too long."""
         super().murder_pending()
-        while self._lingering and self._lingering[0].timeout <= time.monotonic():
-            self._end_lingering(self._lingering[0])
-
-    def _end_lingering(self, conn: gthread.TConn) -> None:
-        self.poller.unregister(conn.sock)
-        self._lingering.remove(conn)
-        self._drop(conn)
+        self._lingering.end_overdue(self.poller, is_ending=not self.alive)
+        self._arrivals.cut_off_late()
 
     def _drop(self, conn: gthread.TConn) -> None:
         self.nr_conns -= 1
@@ -240,9 +247,3 @@ class Log(Logger):  # type: ignore[misc]
 
     def access(self, *_: object) -> None:
         """Write nothing."""
-
-
-def _num_unread(req: Any) -> int | None:
-    """Return the bytes of a request's body that nobody has read; None: it says no length."""
-    number: int | None = getattr(getattr(req.body, "reader", None), "length", None)
-    return number

@@ -42,7 +42,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"resources", "middleware", "access", "finishing", "metrics", "token_resources", "pages"},
     {"app"},
     {"wsgi"},
-    {"listening", "joining"},
+    {"listening", "joining", "lingering", "receiving", "broken"},
     {"worker", "handover"},  # around the application: they know nothing of it
 ]
 CONVERT_LAYERS: list[set[str]] = [

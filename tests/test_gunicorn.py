@@ -290,6 +290,42 @@ def test_a_stalled_upload_holds_its_thread_for_a_while_only(
         assert embed(live, "hello").shape == (1, HIDDEN)
 
 
+def test_broken_http_gets_the_body_of_every_error(live: Live):
+    with connect(live) as connection, connection.makefile("rb") as stream:
+        connection.sendall(b"no http at all\r\n\r\n")
+        status, found = read_answer(stream)
+    assert (status, found["error"]["code"]) == (400, "broken_http")
+    assert found["detail"] == found["error"]["message"]
+
+
+def test_refusals_do_not_wait_for_uploads_that_were_refused(tiny_models: Path, serve: Serve):
+    """Each refused upload that never comes used to hold one of 17 threads for 5 s."""
+    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+    with serve(tiny_models, THREADS="1") as live, ExitStack() as stack:
+        connections = [stack.enter_context(connect(live)) for _ in range(170)]
+        for connection in connections:
+            connection.settimeout(20)  # half of what it took
+            connection.sendall(head)
+        for connection in connections:
+            assert read_answer(connection.makefile("rb"))[0] == 404
+
+
+def test_a_newcomer_is_served_where_idle_connections_are_as_many_as_there_may_be(
+    tiny_models: Path, serve: Serve, tmp_path: Path
+):
+    few = "import runpy; globals().update(runpy.run_path('gunicorn.conf.py')); worker_connections = 40"
+    (tmp_path / "few.py").write_text(few)
+    with (
+        serve(tiny_models, THREADS="1", configuration=str(tmp_path / "few.py")) as live,
+        ExitStack() as stack,
+    ):
+        for _ in range(100):
+            connection = stack.enter_context(connect(live))
+            connection.settimeout(20)  # idle ones are kept for 75 s
+            connection.sendall(raw("POST", ROUTE, body("hello")))
+            assert read_answer(connection.makefile("rb"))[0] == 200
+
+
 def test_open_connections_hold_no_thread(tiny_models: Path, serve: Serve):
     with serve(tiny_models, THREADS="1") as live, ExitStack() as stack:
         connections = [stack.enter_context(connect(live)) for _ in range(4)]

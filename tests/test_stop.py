@@ -80,6 +80,12 @@ def kill_master(live: Live) -> None:
     live.process.send_signal(signal.SIGTERM)
 
 
+def press_ctrl_c(live: Live) -> None:
+    """Send what a terminal sends: to the master and to the workers."""
+    for pid in (live.process.pid, *workers(live)):
+        os.kill(pid, signal.SIGINT)
+
+
 def is_replaced(live: Live, before: set[int]) -> bool:
     now = workers(live)
     return len(now) == len(before) and not now & before
@@ -100,14 +106,19 @@ def client_ports(pid: int, port: int) -> set[int]:
 # --- stop ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.full)])
-def test_a_stop_under_load_answers_all_that_was_taken(tiny_models: Path, serve: Serve, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "end"),
+    [(1, kill_master), (1, press_ctrl_c), pytest.param(2, kill_master, marks=pytest.mark.full)],
+)
+def test_a_stop_under_load_answers_all_that_was_taken(
+    tiny_models: Path, serve: Serve, count: int, end: Callable[[Live], None]
+) -> None:
     with serve(tiny_models, WORKERS=str(count)) as live:
         all_ready(live, count)
         expected = expect(live, ALL)
         with load(live, ALL, len(CHURNING)) as log:
             before = log.answered()
-            kill_master(live)
+            end(live)
             assert live.process.wait(START_SECONDS) == 0
             wait_until(lambda: log.count()["refused"] >= len(ALL))
     assert log.answered() > before, "nothing was in flight at the stop"

@@ -50,6 +50,9 @@ class FakeServer:
     def stop(self, graceful: bool = True) -> None:
         self.WORKERS.clear()
 
+    def handle_term(self) -> None:
+        self.stop()
+
     def kill_worker(self, pid: int, sig: int) -> None:
         assert sig == signal.SIGTERM
         self.ended.append(pid)

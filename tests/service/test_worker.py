@@ -6,6 +6,7 @@ import errno
 import io
 import selectors
 import socket
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from gunicorn.workers import gthread
 from gunicorn.workers.gthread import ThreadWorker
 
 from service import connections
+from service.receiving import Arrivals
 from service.worker import Worker
 
 REQUEST = b"GET /livez HTTP/1.1\r\n\r\n"
@@ -51,7 +53,8 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     monkeypatch.setattr(ThreadWorker, "handle", serve_one)
     worker = object.__new__(Worker)
     worker.alive, worker.nr_conns, worker.cfg = True, 1, SimpleNamespace(threads=1)
-    worker.keepalived_conns, worker.pending_conns = [], []
+    worker.keepalived_conns, worker.pending_conns = deque(), deque()
+    worker.worker_connections, worker._arrivals = 10, Arrivals()
     return worker
 
 
@@ -86,7 +89,7 @@ def test_a_new_connection_without_a_byte_holds_no_thread(worker: Worker, conn: C
 @pytest.mark.parametrize("idle", ["keepalived_conns", "pending_conns"])
 def test_idle_connections_wait_for_no_thread(worker: Worker, conn: Connection, idle: str) -> None:
     worker.nr_conns = 2
-    setattr(worker, idle, [object()])
+    setattr(worker, idle, deque([object()]))
     conn.client.sendall(REQUEST * 3)
     assert worker.handle(conn) is True
     assert conn.served == 3
@@ -112,7 +115,7 @@ def test_a_silent_connection_waits_while_the_worker_ends(worker: Worker, conn: C
     ended.set_result(gthread._DEFER)
     with worker.poller:
         worker.finish_request(conn, ended)
-        assert worker.pending_conns == [conn]
+        assert [*worker.pending_conns] == [conn]
         conn.client.sendall(REQUEST)
         assert worker.poller.select(0)
 
@@ -130,6 +133,53 @@ def test_without_a_descriptor_connections_wait(
     with nullcontext() if is_waited_for else pytest.raises(OSError, match="no descriptor"):
         worker.accept(None)
     assert bool(warned) == is_waited_for
+
+
+class Idle:
+    """A connection that waits for its next request."""
+
+    def __init__(self, poller: selectors.BaseSelector) -> None:
+        self.sock, self.client = socket.socketpair()
+        self.is_closed = False
+        poller.register(self.sock, selectors.EVENT_READ)
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.sock.close()
+        self.client.close()
+
+
+def test_a_newcomer_takes_the_place_of_the_one_that_has_been_idle_longest(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted: list[Any] = []
+    monkeypatch.setattr(ThreadWorker, "accept", lambda self, listener: accepted.append(listener))
+    with selectors.DefaultSelector() as worker.poller:
+        asking, oldest, newer = (Idle(worker.poller) for _ in range(3))
+        asking.client.sendall(REQUEST)  # the loop is about to take it
+        worker.keepalived_conns.extend([asking, oldest, newer])
+        worker.nr_conns = worker.worker_connections - 2
+        worker.accept("first")
+        assert not oldest.is_closed
+        worker.nr_conns += 1
+        worker.accept("second")
+        assert (asking.is_closed, oldest.is_closed, newer.is_closed) == (False, True, False)
+        assert worker.nr_conns == worker.worker_connections - 2
+        asking.close()
+        newer.close()
+    assert accepted == ["first", "second"]
+
+
+def test_connections_that_never_sent_a_byte_go_first(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ThreadWorker, "accept", lambda self, listener: None)
+    with selectors.DefaultSelector() as worker.poller:
+        kept, silent = Idle(worker.poller), Idle(worker.poller)
+        worker.keepalived_conns.append(kept)
+        worker.pending_conns.append(silent)
+        worker.nr_conns = worker.worker_connections
+        worker.accept(None)
+        assert (kept.is_closed, silent.is_closed) == (False, True)
+        kept.close()
 
 
 def test_reads_and_writes_of_a_client_that_stalls_end() -> None:
