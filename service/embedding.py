@@ -27,7 +27,9 @@ from service.tokenization import Tokenizer
 MAX_COLBERT_TOKENS = 32_768
 PER_TOKEN_FIELDS = ("return_colbert", "return_multivector")
 MAX_CHUNKS = 16_384
-MAX_DOCUMENT_CHARACTERS = 2_000_000  # of late chunking: their tokens with offsets take half a gigabyte
+MAX_DOCUMENT_CHARACTERS = (
+    2_000_000  # of late chunking, once normalized: their tokens with offsets take half a gigabyte
+)
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -148,7 +150,8 @@ class EmbeddingModel:
         )
 
     def _embed_chunks(self, texts: Sequence[str], asked: EmbedOptions) -> Embeddings:
-        _check_limit("characters", sum(map(len, texts)), MAX_DOCUMENT_CHARACTERS, "input")
+        num_characters = sum(map(tokenization.grown_length, texts))
+        _check_limit("characters", num_characters, MAX_DOCUMENT_CHARACTERS, "input")
         whole = late_chunking.document(texts)
         _check_limit("chunks", len(whole.chunk_ends), MAX_CHUNKS, "input")
         return self.embed_document(whole, asked)

@@ -10,9 +10,9 @@ from service.errors import InvalidRequest
 from service.loading import Model
 from service.manifest import Kind
 from service.options import EmbedOptions
-from service.tokenization import Ids
+from service.tokenization import Ids, grown_length
 
-MAX_CHARACTERS = 1_000_000  # of one request: rare ones become 18 each before they are tokens
+MAX_CHARACTERS = 1_000_000  # of one request, once normalized
 NEVER_CUT = 1 << 24  # tokens: more than so many characters have
 
 
@@ -26,11 +26,11 @@ class Counted:
 
 def count(model: Model, texts: Sequence[str], task: str | None) -> Counted:
     """Tokenize texts. Raises InvalidRequest for an unknown task and for too many characters."""
-    num_characters = sum(map(len, texts))
+    num_characters = sum(map(grown_length, texts))
     if num_characters > MAX_CHARACTERS:
         raise InvalidRequest(
-            f"'input' has {num_characters} characters, more than the {MAX_CHARACTERS} of one request; "
-            "send several requests.",
+            f"'input' has {num_characters} characters once normalized, more than the {MAX_CHARACTERS} of one "
+            "request; send several requests.",
             param="input",
             code="too_many_characters",
         )

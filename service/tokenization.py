@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,11 +155,11 @@ def _template(encoding: Encoding) -> Template:
 
 
 def _parts(texts: Sequence[str], num_characters: int) -> Iterator[list[str]]:
-    """Divide texts into calls, by their number and by what is read of them at first."""
+    """Divide texts into calls, by their number and by what is read of them at first, once normalized."""
     part: list[str] = []
     size = 0
     for text in texts:
-        length = min(len(text), num_characters)
+        length = min(grown_length(text[:num_characters]), num_characters)
         if part and (len(part) == TEXTS_AT_ONCE or size + length > CHARACTERS_AT_ONCE):
             yield part
             part, size = [], 0
@@ -168,8 +169,16 @@ def _parts(texts: Sequence[str], num_characters: int) -> Iterator[list[str]]:
         yield part
 
 
+def grown_length(text: str) -> int:
+    """Return the characters of a text once normalized: some become 18, and are tokens only then."""
+    return len(text) if text.isascii() else len(unicodedata.normalize("NFKC", text))
+
+
 def _prefix(text: str, num_characters: int) -> str:
-    """Cut a long text, before a space where one is near."""
+    """Cut a text of more than `num_characters` once normalized, before a space where one is near."""
+    grown = grown_length(text[:num_characters])
+    if grown > num_characters:
+        num_characters = max(1, num_characters**2 // grown)
     if len(text) <= num_characters:
         return text
     end = text.rfind(" ", num_characters - WORD_END_WITHIN, num_characters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer as NativeTokenizer
 
@@ -48,6 +49,27 @@ def test_a_text_far_over_the_limit_is_not_read_to_its_end(path: Path, text: str,
     assert len(tokens.ids) <= 10
     assert (tokens.num_tokens > 20) == (len(text.split()) > 10)
     assert tokens.num_tokens < 2000
+
+
+def test_a_text_that_grows_when_it_is_normalized_is_read_for_what_it_becomes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One character of 18: a text of them was read, and took memory, for 18 times the characters allowed."""
+    read: list[str] = []
+    tokenizer = tokenization.load(path)
+    encode = tokenization.Tokenizer._encode
+
+    def noted(self: tokenization.Tokenizer, texts: list[str]) -> list[tokenization.Ids]:
+        read.extend(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(tokenization.Tokenizer, "_encode", noted)
+    text = "\ufdfa " * 50_000
+    allowed = 100 * tokenization.PREFIX_CHARACTERS
+    (tokens,) = tokenizer.encode([text], 100)
+    assert len(read[0]) * 9 <= allowed  # with the spaces
+    whole = tokenizer.native.encode(text[:allowed])
+    assert tokens.ids.tolist() == tokenizer._cut(np.array(whole.ids), 100, is_whole=True).ids.tolist()
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
