@@ -106,7 +106,7 @@ bind = (
     f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 )
 worker_class = "service.worker.Worker"
-logger_class = "service.worker.Log"
+logger_class = "service.server_log.Log"
 workers = _plan.num_workers
 threads = _settings.threads + SPARE_THREADS
 worker_connections = min(threads + IDLE_CONNECTIONS, _most_connections())

@@ -20,6 +20,7 @@ from service.tickets import Ticket
 
 HALF_LIFE_SECONDS = 10.0  # after which what was computed counts half in the speed of the queue
 MAX_RETRY_SECONDS = 3600
+LEAST_SHARED_TOKENS = 16_384  # that every large request counts for: a shorter queue is worked off in a moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Admission:
         """Hold a request until the block ends; its tokens are admitted in it. Raises Overloaded."""
         begin = time.monotonic()
         ticket = Ticket(begin + self._limits.wait_seconds, is_gone, self._progress, begin=begin)
-        self._enter(num_body_bytes)
+        self._enter(ticket, num_body_bytes)
         try:
             yield ticket
         except (WaitedTooLong, ClientGone) as error:
@@ -73,17 +74,19 @@ class Admission:
             self._observer.unserved(Unserved.TIMED_OUT if is_late else Unserved.DISCONNECTED)
             raise
         finally:
-            self._leave(ticket, num_body_bytes)
+            self._leave(ticket)
 
     def admit(self, ticket: Ticket, num_tokens: int, *, is_held: bool = False) -> None:
         """Let a request wait for so many tokens; where they are `is_held`, until it is answered.
 
-        One of more than the limit comes in where half of it is free, and no second one beside it. But what is
-        held counts whole, as its answer takes memory for each token: it comes in alone. Raises Overloaded.
+        One of more than the limit comes in where half of it is free, and no second one beside it; where that
+        half is less than `LEAST_SHARED_TOKENS`, alone. What is held counts whole, as its answer takes memory
+        for each token. Raises Overloaded.
         """
         with self._guard:
             limit = self._limits.max_tokens
-            num_counted = num_tokens if is_held or num_tokens <= limit else limit // 2 + 1
+            is_whole = is_held or num_tokens <= max(limit, LEAST_SHARED_TOKENS)
+            num_counted = num_tokens if is_whole else max(limit // 2 + 1, LEAST_SHARED_TOKENS)
             excess = self._counts.tokens + num_counted - limit
             if excess > 0 and self._counts.tokens > 0:
                 reason = (
@@ -97,12 +100,22 @@ class Admission:
             self._counts.admitted += 1
         self._observer.queue_changed(0, num_counted)
 
+    def hold(self, ticket: Ticket, num_bytes: int) -> None:
+        """Make room for more of a request's body. Raises Overloaded."""
+        with self._guard:
+            of_others = self._body_bytes - ticket.num_body_bytes
+            if self._body_bytes + num_bytes > self._limits.max_body_bytes and of_others:
+                of_one = self._counts.tokens / max(1, self._counts.requests)
+                raise self._refusal(f"the bodies of other requests take {of_others} bytes", of_one)
+            self._body_bytes += num_bytes
+            ticket.num_body_bytes += num_bytes
+
     def status(self) -> dict[str, float]:
         """Return the counts and the speed in tokens/s, 0 where nothing was computed yet."""
         with self._guard:
             return {**asdict(self._counts), "tokens_per_second": round(self._speed(), 1)}
 
-    def _enter(self, num_body_bytes: int) -> None:
+    def _enter(self, ticket: Ticket, num_body_bytes: int) -> None:
         limits, counts = self._limits, self._counts
         with self._guard:
             if counts.tokens >= limits.max_tokens:
@@ -115,16 +128,17 @@ class Admission:
                 raise self._refusal(f"the bodies of other requests take {self._body_bytes} bytes", of_one)
             counts.requests += 1
             self._body_bytes += num_body_bytes
+            ticket.num_body_bytes = num_body_bytes
         self._observer.queue_changed(1, 0)
 
-    def _leave(self, ticket: Ticket, num_body_bytes: int) -> None:
+    def _leave(self, ticket: Ticket) -> None:
         with self._guard:
             self._fade()
             # The last run may be told of only now: what is no longer there is not taken off again.
             num_tokens, ticket.num_tokens = ticket.num_counted, 0
             self._counts.requests -= 1
             self._counts.tokens -= num_tokens
-            self._body_bytes -= num_body_bytes
+            self._body_bytes -= ticket.num_body_bytes
         self._observer.queue_changed(-1, -num_tokens)
         if ticket.has_begun:
             self._observer.waited(ticket.waited_seconds)

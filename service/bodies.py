@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from falcon import HTTPBadRequest, Request
 
 from service.connections import SERVER_SOCKET
-from service.errors import BodyTooLarge, UnsupportedMedia
+from service.errors import BodyTooLarge, RequestError, UnsupportedMedia
 
 JSON_TYPES = ("application/json", "text/json")
 STALL_SECONDS = 30.0  # how long a client may send nothing in the middle of a body
@@ -17,10 +17,14 @@ STALL_SECONDS = 30.0  # how long a client may send nothing in the middle of a bo
 # without a thread: refusals must not wait for the uploads that were refused before.
 DISCARD_SECONDS = 0.02
 DISCARD_BLOCK = 1 << 16
+PART_BYTES = 1 << 20
 
 
-def read(req: Request, max_bytes: int) -> bytes:
-    """Read a JSON body. Raises UnsupportedMedia, BodyTooLarge, or HTTPBadRequest for one that breaks off."""
+def read(req: Request, max_bytes: int, hold: Callable[[int], None]) -> bytes:
+    """Read a JSON body; `hold` is told of each further part of one that does not say its length.
+
+    Raises UnsupportedMedia, BodyTooLarge, HTTPBadRequest for one that breaks off, and whatever `hold` does.
+    """
     content_type = (req.content_type or JSON_TYPES[0]).partition(";")[0].strip().lower()
     if content_type not in JSON_TYPES and not content_type.endswith("+json"):
         raise UnsupportedMedia(content_type)
@@ -28,13 +32,27 @@ def read(req: Request, max_bytes: int) -> bytes:
         raise BodyTooLarge(max_bytes)
     try:
         with _stalls_limited(req, STALL_SECONDS):
-            body: bytes = req.stream.read(max_bytes + 1)
+            has_length = req.content_length is not None
+            body = req.stream.read(max_bytes + 1) if has_length else _read_parts(req, max_bytes, hold)
+    except RequestError:
+        raise
     except Exception as error:  # noqa: BLE001  the server's own classes for broken HTTP, of no common kind
         raise HTTPBadRequest(description=f"The request body cannot be read: {error}") from error
     if len(body) > max_bytes:
         raise BodyTooLarge(max_bytes)
     req.context.is_body_read = len(body) == req.content_length
     return body
+
+
+def _read_parts(req: Request, max_bytes: int, hold: Callable[[int], None]) -> bytes:
+    """Read a body of unknown length up to one byte above the limit."""
+    parts: list[bytes] = []
+    num_bytes = 0
+    while num_bytes <= max_bytes and (part := req.stream.read(min(PART_BYTES, max_bytes + 1 - num_bytes))):
+        hold(len(part))
+        parts.append(part)
+        num_bytes += len(part)
+    return b"".join(parts)
 
 
 def discard(req: Request) -> None:

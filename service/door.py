@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from falcon import Request
 
 from service import bodies, connections
 from service.admission import Admission
 from service.tickets import Ticket
-
-CHUNKED_BYTES = 1 << 22  # that a body of unknown size counts for
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,10 @@ class Door:
     @contextmanager
     def enter(self, req: Request) -> Iterator[tuple[Ticket, bytes]]:
         """Hold a request until the block ends and read its body. Raises Overloaded, and as `bodies.read`."""
-        num_bytes = CHUNKED_BYTES if req.content_length is None else req.content_length
-        with self.admission.request(
-            connections.watch(req.env), min(num_bytes, self.max_body_bytes)
-        ) as ticket:
+        num_bytes = min(req.content_length or 0, self.max_body_bytes)
+        with self.admission.request(connections.watch(req.env), num_bytes) as ticket:
             req.context.ticket = ticket
-            yield ticket, bodies.read(req, self.max_body_bytes)
+            yield ticket, bodies.read(req, self.max_body_bytes, partial(self.admission.hold, ticket))
 
     def admit(self, ticket: Ticket, num_tokens: int, is_held: bool = False) -> None:
         """Let a request wait for its tokens; see `Admission.admit`. Raises Overloaded."""

@@ -6,6 +6,7 @@ long before their models are loaded; and at a stop it closes the port over clien
 
 from __future__ import annotations
 
+import mmap
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ class Handover:
         self._last_age = 0  # of the workers before the last reload
         self._is_asked_again = False
         self._hidden: list[Any] = []
+        self._serving = mmap.mmap(-1, 1)  # shared with the workers: whether any of them serves
         server.reload, server.manage_workers, server.stop = self.reload, self.manage_workers, self.stop
         server.handle_int = server.handle_term  # Ctrl-C loses no request either; a second one does not wait
 
@@ -46,6 +48,7 @@ class Handover:
     def manage_workers(self) -> None:
         """Start missing workers; end those of before the reload once all after it are ready."""
         server, outdated = self._server, self._outdated()
+        self._serving[0] = any(map(_serves, server.WORKERS.values()))
         if not outdated:
             self._plain_manage()
             if self._is_asked_again:
@@ -60,9 +63,9 @@ class Handover:
                 self._end(worker)
 
     def prepare(self, worker: Any) -> None:
-        """Let a worker that is about to be forked hold back where others serve."""
-        others = (*self._server.WORKERS.values(), *self._hidden)
-        worker.holds_back = any(other.is_ready and not other.is_told_to_end for other in others)
+        """Let a worker that is about to be forked hold back where others serve, now or before it does."""
+        worker.serving = self._serving
+        worker.holds_back = any(map(_serves, (*self._server.WORKERS.values(), *self._hidden)))
 
     def stop(self, graceful: bool = True) -> None:
         """End all workers; first, if gracefully, turn new clients away and take those that have connected."""
@@ -79,3 +82,7 @@ class Handover:
         if not worker.is_told_to_end:
             worker.is_told_to_end = True
             self._server.kill_worker(worker.pid, signal.SIGTERM)
+
+
+def _serves(worker: Any) -> bool:
+    return bool(worker.is_ready and not worker.is_told_to_end)

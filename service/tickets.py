@@ -39,6 +39,7 @@ class Ticket:
     on_progress: Progress = _nobody_listens
     num_tokens: int = 0  # admitted and not computed yet
     most_counted: int = 0  # of them that count in the queue
+    num_body_bytes: int = 0  # that its body takes
     is_held: bool = False  # its tokens count until it is answered: its answer takes memory for each
     has_begun: bool = False
     virtual: float = 0.0  # the scheduler's time at which its next share is due

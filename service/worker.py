@@ -25,7 +25,6 @@ import mmap
 import queue
 import selectors
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,7 +32,6 @@ from concurrent.futures import Future
 from functools import cache, partial
 from typing import Any
 
-from gunicorn.glogging import Logger
 from gunicorn.workers import gthread
 
 from service import connections, lingering
@@ -57,6 +55,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.is_told_to_end = False  # the master's note
         self.holds_back = False  # others serve: accept nothing until the models are loaded
+        self.serving = mmap.mmap(-1, 1)  # whether any worker does; the master's own is in its place
         self.sockets: list[Any]
         self.early_signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._ready = mmap.mmap(-1, 1)  # shared with the master
@@ -95,7 +94,13 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         """Tell the master that the worker lives, and whether it is ready."""
         super().notify()
         if self._accepting and self._loading and not self._loading.is_alive():
-            self._ready[0] = 1
+            self._ready[0] = self.serving[0] = 1
+        elif self._accepting and self._is_not_needed_yet():
+            self.set_accept_enabled(False)
+
+    def _is_not_needed_yet(self) -> bool:
+        """Tell whether the models load while another worker has its own."""
+        return bool(self.alive and self._loading and self._loading.is_alive() and self.serving[0])
 
     # --- between -----------------------------------------------------------------------------------------
 
@@ -140,7 +145,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Listen or not; when the worker ends, take the connections that wait and listen no more."""
-        super().set_accept_enabled(enabled)
+        super().set_accept_enabled(enabled and not self._is_not_needed_yet())
         if not self.alive and not enabled:
             self._accept_waiting()
             self._close_listeners()
@@ -235,15 +240,3 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def _drop(self, conn: gthread.TConn) -> None:
         self.nr_conns -= 1
         conn.close()
-
-
-class Log(Logger):  # type: ignore[misc]
-    """A log without gunicorn's access lines, which would be put together to be thrown away: ours say more."""
-
-    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        """Write an unexpected error; a client that stalls in the middle of a request is none."""
-        if not isinstance(sys.exc_info()[1], BlockingIOError):
-            super().exception(msg, *args, **kwargs)
-
-    def access(self, *_: object) -> None:
-        """Write nothing."""

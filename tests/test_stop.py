@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -244,6 +245,38 @@ def test_a_stop_right_after_the_fork_is_heard(tiny_models: Path, tmp_path: Path,
 
 
 # --- reload ----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_loads_is_not_asked_while_another_serves(
+    tiny_models: Path, tmp_path: Path, serve: Serve
+) -> None:
+    """At the first start both accept, so that somebody says that it loads; then one is ready long before."""
+    first, may_load = tmp_path / "first", tmp_path / "may_load"
+    wait = f"""
+    try:
+        open({str(first)!r}, "x").close()
+    except FileExistsError:
+        while not os.path.exists({str(may_load)!r}):
+            time.sleep(0.05)
+"""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n" + SLOW_LOADING.replace(f"    time.sleep({LOADING_SECONDS})\n", wait)
+    )
+    pythonpath = f"{tmp_path}{os.pathsep}{PROJECT}"
+    with serve(tiny_models, wait=False, WORKERS="2", PYTHONPATH=pythonpath) as live:
+        wait_until(lambda: live.log.read_text().count("model ready") == 1)
+
+        def all_served() -> bool:
+            statuses = []
+            for _ in range(20):
+                with httpx.Client(base_url=live.url) as client:
+                    statuses.append(client.post(ROUTE, json={"model": MODEL, "input": "a"}).status_code)
+            return set(statuses) == {200}
+
+        wait_until(all_served)
+        assert live.log.read_text().count("model ready") == 1, "the other must still load"
+        may_load.touch()
+        wait_until(lambda: live.log.read_text().count("model ready") == 2)
 
 
 def reload_once(live: Live) -> None:

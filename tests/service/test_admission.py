@@ -48,33 +48,47 @@ def test_a_full_queue_refuses_at_the_door_before_a_body_is_read() -> None:
 
 
 def test_a_request_above_the_limit_leaves_room_for_others_but_not_for_a_second_one() -> None:
-    door = admission(100)
+    door = admission(100_000)
     with ExitStack() as held:
-        large = enter(door, held, 5000)
-        assert door.status()["tokens"] == 51
-        enter(door, held, 49)
+        large = enter(door, held, 5_000_000)
+        assert door.status()["tokens"] == 50_001
+        enter(door, held, 49_999)
         with pytest.raises(Overloaded), ExitStack() as refused:
             enter(door, refused, 1)
-        large.on_progress(large, 4940)  # 60 are left: it still counts for half of the queue
-        assert door.status()["tokens"] == 100
-        large.on_progress(large, 30)
-        assert door.status()["tokens"] == 49 + 30
+        large.on_progress(large, 4_940_000)  # 60,000 are left: it still counts for half of the queue
+        assert door.status()["tokens"] == 100_000
+        large.on_progress(large, 30_000)
+        assert door.status()["tokens"] == 49_999 + 30_000
     assert door.status()["tokens"] == 0
     with ExitStack() as held:
-        enter(door, held, 5000)
+        enter(door, held, 5_000_000)
         with pytest.raises(Overloaded), ExitStack() as refused:
-            enter(door, refused, 101)
+            enter(door, refused, 100_001)
 
 
 def test_a_request_above_the_limit_waits_for_half_of_it_to_be_free() -> None:
-    door = admission(100)
+    door = admission(100_000)
     with ExitStack() as held:
-        enter(door, held, 50)
+        enter(door, held, 50_000)
         with pytest.raises(Overloaded), ExitStack() as refused:
-            enter(door, refused, 5000)
+            enter(door, refused, 5_000_000)
     with ExitStack() as held:
-        enter(door, held, 49)
-        enter(door, held, 5000)
+        enter(door, held, 49_999)
+        enter(door, held, 5_000_000)
+
+
+def test_beside_a_request_above_a_small_limit_nobody_comes_in() -> None:
+    door = admission(1000)
+    with ExitStack() as held:
+        enter(door, held, 1)
+        with pytest.raises(Overloaded), ExitStack() as refused:
+            enter(door, refused, 1001)
+    with ExitStack() as held:
+        large = enter(door, held, 5_000_000)
+        with pytest.raises(Overloaded), ExitStack() as refused:
+            enter(door, refused, 1)
+        large.on_progress(large, 4_999_001)
+        enter(door, held, 1)
 
 
 def test_what_is_held_above_the_limit_comes_in_alone_and_keeps_all_others_out() -> None:
@@ -99,6 +113,23 @@ def test_what_was_computed_counts_no_longer_unless_it_is_held() -> None:
         ticket.on_progress(ticket, 1000)  # the estimate was too low
         assert door.status()["tokens"] == 40
     assert door.status()["tokens"] == 0
+
+
+def test_a_body_of_unknown_length_counts_as_it_grows() -> None:
+    door = admission()
+    with ExitStack() as held:
+        growing = held.enter_context(door.request(lambda: False, 0))
+        door.hold(growing, MEGABYTE + 1)  # alone it may have more: its own limit is another
+        with pytest.raises(Overloaded, match="bodies"), door.request(lambda: False, 1):
+            raise AssertionError("it must not come in")
+    with ExitStack() as held:
+        held.enter_context(door.request(lambda: False, MEGABYTE // 2))
+        growing = held.enter_context(door.request(lambda: False, 0))
+        door.hold(growing, MEGABYTE // 2)
+        with pytest.raises(Overloaded, match="bodies"):
+            door.hold(growing, 1)
+    with ExitStack() as held:  # all has been given back
+        held.enter_context(door.request(lambda: False, MEGABYTE))
 
 
 def test_requests_and_bodies_have_limits_of_their_own() -> None:

@@ -171,7 +171,8 @@ def test_hooks_pin_workers_and_replace_the_dead(tiny_models: Path, monkeypatch: 
     assert os.environ["WORKERS"] == "2"
     assert os.environ["RAYON_NUM_THREADS"] == "4"
     cfg = SimpleNamespace(uid=os.getuid(), gid=os.getgid())
-    server = SimpleNamespace(WORKERS={}, SIG_QUEUE=None, reload=None, manage_workers=None, stop=None, cfg=cfg)
+    master = {"reload": None, "manage_workers": None, "stop": None, "handle_term": None}
+    server = SimpleNamespace(WORKERS={}, SIG_QUEUE=None, cfg=cfg, **master)
     hooks["on_starting"](server)
 
     def fork(pid: int) -> str:
