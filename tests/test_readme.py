@@ -1,4 +1,4 @@
-"""The README's curl example and its lists of settings, run and compared."""
+"""The curl examples of the API's page and the list of settings; all commands: test_docs.py."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from tests import qwen_vl, xlmr
 from tests.conftest import MODEL, Live
 from tests.processes import PROJECT
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+API, SETTINGS = ((PROJECT / "docs" / name).read_text(encoding="utf-8") for name in ("api.md", "settings.md"))
+BLOCKS = re.findall(r"```sh\n(.*?)```", API, re.DOTALL)
 
 
 def test_the_curl_examples_answer(
     real_models: Path, tmp_path: Path, serve: Callable[..., AbstractContextManager[Live]]
 ) -> None:
     models = Path(shutil.copytree(real_models, tmp_path / "models"))
-    xlmr.bake_tiny(models, xlmr.V3, xlmr.write_jina_v3(tmp_path / "v3"), ("retrieval.passage",))
+    xlmr.bake_tiny(models, xlmr.V3, xlmr.write_jina_v3(tmp_path / "v3"))
     xlmr.bake_tiny(models, qwen_vl.JINA_V4, qwen_vl.write_jina_v4(tmp_path / "v4"), ("retrieval",))
     xlmr.bake_tiny(models, xlmr.BGE_M3, xlmr.write_bge_m3(tmp_path / "m3"))
     xlmr.bake_tiny(models, xlmr.BGE_RERANKER, xlmr.write_bge_reranker(tmp_path / "reranker"))
-    commands = [block for block in BLOCKS if block.startswith("curl http://localhost:8080/v1")]
+    commands = [block for block in BLOCKS if "-d '" in block]
     with serve(models) as live:
-        plain, image, late, ranked, per_token = (json.loads(run(command, live)) for command in commands)
+        answers = [json.loads(run(command, live)) for command in commands]
+    plain, query, image, late, per_token, ranked, tokens = answers
     assert plain["model"] == MODEL
     assert [len(item["embedding"]) for item in plain["data"]] == [384, 384]
+    assert (query["model"], len(query["data"])) == (xlmr.V3, 1)
+    assert [(item["tokens"], len(item["ids"])) for item in tokens["data"]] == [(6, 6)]
     assert [len(item["embedding"]) for item in image["data"]] == [qwen_vl.SIZES.text.hidden] * 2
     assert len(late["data"]) == 2
     (vectors,) = (item["embeddings"] for item in per_token["data"])
@@ -48,6 +51,6 @@ def run(command: str, live: Live) -> bytes:
 
 
 def test_every_setting_is_in_the_table() -> None:
-    rows = re.findall(r"^\| (`[^|]+) \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| (`[^|]+) \|", SETTINGS, re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
     assert named == set(config.VARIABLES)
