@@ -78,5 +78,9 @@ class Lanes:
 
 
 def count(num_threads: int) -> int:
-    """Return how many lanes a device's threads are dealt out to."""
-    return min(num_threads, MAX_LANES)
+    """Return how many lanes a device's threads are dealt out to: equal ones, as few threads left over as can be.
+
+    At least two where there are two threads; of numbers that leave as many over, the highest.
+    """
+    choices = range(min(num_threads, MAX_LANES), 1, -1)
+    return min(choices, key=lambda num_lanes: num_threads % num_lanes, default=1)

@@ -1,10 +1,28 @@
-"""Which runs take all threads."""
+"""How threads are dealt out to lanes, and which runs take all of them."""
 
 from __future__ import annotations
 
 import pytest
 
-from service.lanes import Lanes
+from service import lanes
+from service.lanes import MAX_LANES, Lanes
+
+
+@pytest.mark.parametrize("num_threads", range(2, 65))
+def test_lanes_leave_as_few_threads_over_as_can_be(num_threads: int) -> None:
+    num_lanes = lanes.count(num_threads)
+    assert 2 <= num_lanes <= MAX_LANES, "narrow runs go beside each other"
+    num_left = num_threads - num_lanes * (num_threads // num_lanes)
+    assert num_left == min(num_threads % other for other in range(2, min(num_threads, MAX_LANES) + 1))
+    assert 0 <= num_left <= 1
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "num_lanes"),
+    [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 3), (7, 3), (8, 4), (9, 3), (10, 2), (11, 2), (12, 4), (16, 4)],
+)
+def test_as_many_lanes_as_leave_no_more_threads_over(num_threads: int, num_lanes: int) -> None:
+    assert lanes.count(num_threads) == num_lanes
 
 
 @pytest.mark.parametrize(
