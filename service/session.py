@@ -72,7 +72,16 @@ class Session:
         self.may_pad, self.source = settings.may_pad, settings.source
         self._max_kept_tokens = settings.max_kept_tokens if settings.device.kind == Kind.CPU else math.inf
         self._num_lanes = settings.num_lanes
-        self.output_names = tuple(value.name for value in self._native.get_outputs())
+        self._shapes = {value.name: tuple(value.shape) for value in self._native.get_outputs()}
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return the outputs in the graph's order."""
+        return tuple(self._shapes)
+
+    def size_of(self, output: str) -> int:
+        """Return the size of the vectors of an output, whose last axis must have one."""
+        return int(self._shapes[output][-1])
 
     @property
     def has_narrow(self) -> bool:
