@@ -2,8 +2,8 @@
 
 Narrow runs go beside each other; a wide one, on all threads, has the device to itself. The exception is a
 text of more tokens than a whole run may have: narrow runs go beside it, or everybody would wait for its end.
-It is narrow itself where others are about when its turn comes, so that all together have no more threads than
-there are. Alone it takes all of them; who comes later then shares the cores with it.
+It is narrow itself where others fill the lanes when its turn comes: all together then have no more threads
+than there are. Else it takes all of them, as it computes for long; who comes later shares the cores with it.
 """
 
 from __future__ import annotations
