@@ -51,7 +51,7 @@ def needed_bytes(
     sharers: int = 1,
     num_sessions: int = 1,
 ) -> int:
-    """Return what the graphs of tasks, each in `num_sessions`, and the tokenizer take.
+    """Return what the graphs of tasks, each in `num_sessions` but for the tower, and the tokenizer take.
 
     A session keeps the memory of a run of `batch_tokens`, the tower's does not. Of weights that `sharers`
     workers map together, a worker is taken to need its share. Longer texts while they run, and tasks that are
@@ -63,9 +63,10 @@ def needed_bytes(
     tables = {file: 0 if file == tower else table for file in files}
     linear = sum(max(0, weights_bytes(manifest, file) - tables[file]) for file in files)
     mapped = linear * LINEAR_FACTOR + table * TABLE_SHARE
-    states = STATE_FLOATS * FLOAT_BYTES * batch_tokens * manifest.dimensions * len(files - {tower})
-    tokenizer = TOKENIZER_BYTES * manifest.vocabulary_size
-    return round(mapped / sharers) + num_sessions * (SESSION_BYTES * len(files) + states) + tokenizer
+    num_graphs, has_tower = len(files - {tower}), tower in files
+    states = STATE_FLOATS * FLOAT_BYTES * batch_tokens * manifest.dimensions
+    sessions = num_sessions * num_graphs * (SESSION_BYTES + states) + has_tower * SESSION_BYTES
+    return round(mapped / sharers) + sessions + TOKENIZER_BYTES * manifest.vocabulary_size
 
 
 def weights_bytes(manifest: Manifest, file: str) -> int:

@@ -85,7 +85,9 @@ class Graphs:
             with self._opening:
                 if file not in self._sessions:
                     source = replace(self.settings.source, part=part)
-                    settings = replace(self.settings, may_pad=may_pad, source=source)
+                    # The tower has all threads to itself: a second session would only hold memory.
+                    num_lanes = self.settings.num_lanes if part == Part.TEXT else 1
+                    settings = replace(self.settings, may_pad=may_pad, num_lanes=num_lanes, source=source)
                     session, is_copy = self._load(file, settings)
                     self._sessions[file] = session
                     name = self.manifest.name

@@ -2,6 +2,8 @@
 
 Narrow runs go beside each other; a wide one, on all threads, has the device to itself. The exception is a
 text of more tokens than a whole run may have: narrow runs go beside it, or everybody would wait for its end.
+It is narrow itself where others fill the lanes when its turn comes: all together then have no more threads
+than there are. Else it takes all of them, as it computes for long; who comes later shares the cores with it.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Lanes:
         """Allow `num_lanes` runs of `max_tokens` together, beside one text that has more."""
         self._max_tokens, self._num_lanes = max_tokens, num_lanes
         self._active: list[Lane] = []
+        self._has_long_waited = False  # for narrow runs, since a run last began
 
     @property
     def is_open(self) -> bool:
@@ -61,15 +64,21 @@ class Lanes:
             return Start.NOT_BESIDE
         taken = sum(lane.num_tokens for lane in self._active if not lane.is_long)
         fits = has_narrow and self.is_open and taken + num_tokens <= self._max_tokens
+        self._has_long_waited |= num_tokens > self._max_tokens
         return Start.NOW if fits else Start.NOT_YET
 
     def begin(self, num_tokens: int, *, has_narrow: bool, is_last: bool) -> Lane:
-        """Note that a run begins; a wide one where it is alone and nothing else waits (`is_last`) or fits."""
+        """Note that a run begins; a wide one where it is alone and nothing else waits (`is_last`) or fits.
+
+        What waits may be more long texts, for which none needs to be narrow: one had to wait for narrow runs.
+        """
         is_long = num_tokens > self._max_tokens
         leaves_room = num_tokens <= self.budget(has_narrow=has_narrow)  # for another beside it
-        is_narrow = has_narrow and not is_long and (bool(self._active) or (leaves_room and not is_last))
+        has_others = self._has_long_waited if is_long else leaves_room
+        is_narrow = has_narrow and (bool(self._active) or (has_others and not is_last))
         lane = Lane(num_tokens, is_narrow, is_long)
         self._active.append(lane)
+        self._has_long_waited = False
         return lane
 
     def end(self, lane: Lane) -> None:
@@ -78,5 +87,9 @@ class Lanes:
 
 
 def count(num_threads: int) -> int:
-    """Return how many lanes a device's threads are dealt out to."""
-    return min(num_threads, MAX_LANES)
+    """Return how many equal lanes a device's threads are dealt out to, as few left over as can be.
+
+    At least two where there are two threads; of numbers that leave as many over, the highest.
+    """
+    choices = range(min(num_threads, MAX_LANES), 1, -1)
+    return min(choices, key=lambda num_lanes: num_threads % num_lanes, default=1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from service import options
 from service.embedding import EmbeddingModel
 from service.errors import InvalidRequest
 from service.manifest import Manifest, Output
@@ -50,10 +51,24 @@ def asked_of(manifest: Manifest, side: str, *, truncate: bool) -> EmbedOptions:
     )
 
 
-def embed(
-    model: EmbeddingModel, items: Sequence[Item], asked: EmbedOptions, dimensions: int | None
-) -> MultiVectors:
-    """Embed every token. Raises InvalidRequest for a size that the vectors do not have, and as the model."""
+def check(model: EmbeddingModel, asked: EmbedOptions, dimensions: int | None) -> None:
+    """Refuse, before any work, a size that the vectors do not have. Raises InvalidRequest."""
+    if dimensions is None:
+        return
+    task = options.task_of(model.manifest, asked)
+    output = next(output for output, field in FIELDS.items() if getattr(asked, field))
+    size = model.graphs.session(task.variant if task else None).size_of(output)
+    if dimensions != size:
+        raise InvalidRequest(
+            f"'dimensions' is {dimensions}; the token vectors of {model.manifest.name} have only their own "
+            f"size, {size}.",
+            param="dimensions",
+            code="invalid_dimensions",
+        )
+
+
+def embed(model: EmbeddingModel, items: Sequence[Item], asked: EmbedOptions) -> MultiVectors:
+    """Embed every token. Raises InvalidRequest and others as the model."""
     try:
         computed = model.embed(items, asked)
     except InvalidRequest as error:
@@ -62,12 +77,4 @@ def embed(
         message = error.message.replace(error.param, "input", 1)  # the caller sent no such field
         raise InvalidRequest(message, param="input", code=error.code) from error
     rows = (computed.multivectors if asked.return_multivector else computed.colbert) or []
-    size = rows[0].shape[1]
-    if dimensions not in (None, size):
-        raise InvalidRequest(
-            f"'dimensions' is {dimensions}; the token vectors of {model.manifest.name} have only their own "
-            f"size, {size}.",
-            param="dimensions",
-            code="invalid_dimensions",
-        )
     return MultiVectors(rows, computed.num_tokens)

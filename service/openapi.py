@@ -33,9 +33,12 @@ ERRORS: dict[int, tuple[str, str]] = {  # what it means, and an example's code
     504: ("The request's turn did not come within `REQUEST_TIMEOUT`.", "request_timeout"),
 }
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-ERROR_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
+REQUEST_ID, TIMING = "X-Request-ID", "Server-Timing"
+OF_ANSWERS = (REQUEST_ID, "Content-Encoding")  # headers of every answer
+ERROR_HEADERS = {
+    401: ("WWW-Authenticate",), 429: ("Retry-After",), 500: (TIMING,), 503: ("Retry-After", TIMING),
+}  # fmt: skip
 OF_ALL = (401,)  # of every route but health, where keys are set
-REQUEST_ID = "X-Request-ID"
 HEADERS: Json = {
     REQUEST_ID: {
         "description": "The request's id, the caller's own if it sent a sane one; it stands in the log.",
@@ -45,6 +48,17 @@ HEADERS: Json = {
     "Retry-After": {
         "description": "Seconds after which to come again; of 503 only while a model is loading.",
         "schema": {"type": "integer", "minimum": 1},
+    },
+    TIMING: {
+        "description": (
+            "Where the time has gone, in milliseconds, once a request was computed: `tokenize;dur=1.23`, "
+            "`queue`, `run`, `encode`, `total`; what has not ended is left out."
+        ),
+        "schema": {"type": "string"},
+    },
+    "Content-Encoding": {
+        "description": "Of a large body, if `Accept-Encoding` asks for it and `COMPRESSION` allows it.",
+        "schema": {"type": "string", "enum": ["gzip"]},
     },
     "WWW-Authenticate": {"description": "How to show a key.", "schema": {"type": "string"}},
 }
@@ -108,7 +122,8 @@ def _responses(operation: Operation) -> Json:
         content: Json = {media: {"schema": {"type": "string"}} for media in answer}
     else:
         content = {JSON: {"schema": _reference(answer) if answer else {"type": "object"}}}
-    good = {"description": operation.summary + ".", "headers": _headers(), "content": content}
+    headers = _headers(TIMING) if operation.is_computed else _headers()
+    good = {"description": operation.summary + ".", "headers": headers, "content": content}
     statuses = operation.errors if operation.is_health else sorted({*operation.errors, *OF_ALL})
     found: Json = {"200": good}
     found |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
@@ -139,7 +154,7 @@ def _error(status: int) -> Json:
 
 
 def _headers(*names: str) -> Json:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in (REQUEST_ID, *names)}
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in (*OF_ANSWERS, *names)}
 
 
 def _named(examples: Mapping[str, Json]) -> Json:

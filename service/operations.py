@@ -49,6 +49,7 @@ class Operation:
     form: Form[Any] | None = None
     examples: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     parameters: tuple[dict[str, Any], ...] = ()
+    is_computed: bool = False  # by a model's graph: the answer says where the time has gone
     is_health: bool = False  # needs no key, and says 503 with its own body
 
 
@@ -57,6 +58,7 @@ EMBEDDINGS = Operation(
     path="/v1/embeddings",
     summary="Embed texts and images",
     form=forms.EMBEDDINGS,
+    is_computed=True,
     answer=answers.EmbeddingsAnswer,
     errors=OF_BODIES,
     examples={
@@ -95,6 +97,7 @@ MULTI_VECTOR = Operation(
     path="/v1/multi-vector",
     summary="Embed every token of texts and images",
     form=forms.MULTI_VECTOR,
+    is_computed=True,
     answer=answers.MultiVectorAnswer,
     errors=OF_BODIES,
     examples={
@@ -112,6 +115,7 @@ RERANK = Operation(
     path="/v1/rerank",
     summary="Rank documents by their relevance to a query",
     form=forms.RERANK,
+    is_computed=True,
     answer=answers.RerankAnswer,
     errors=OF_BODIES,
     examples={

@@ -45,7 +45,7 @@ class SessionSettings:
     num_threads: int
     may_pad: bool = True  # whether texts of unequal length may share a run
     num_lanes: int = 1  # narrow runs that may go beside each other, on equal parts of the threads
-    max_kept_tokens: int = 1024  # rows x tokens: on the CPU a run of more gives its memory back
+    max_kept_tokens: int = 1024  # rows x tokens: on the CPU a run of more gives its memory back; of all lanes
     device: Device = CPU
     source: Source = Source()
     gpu_bytes: int | None = None  # the most that the session's arena on a GPU may take; None: no limit
@@ -71,7 +71,17 @@ class Session:
             raise NotOnDevice(f"{path} does not run on {settings.device}: ONNX Runtime took the CPU instead")
         self.may_pad, self.source = settings.may_pad, settings.source
         self._max_kept_tokens = settings.max_kept_tokens if settings.device.kind == Kind.CPU else math.inf
-        self.output_names = tuple(value.name for value in self._native.get_outputs())
+        self._num_lanes = settings.num_lanes
+        self._shapes = {value.name: tuple(value.shape) for value in self._native.get_outputs()}
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return the outputs in the graph's order."""
+        return tuple(self._shapes)
+
+    def size_of(self, output: str) -> int:
+        """Return the size of the vectors of an output, whose last axis must have one."""
+        return int(self._shapes[output][-1])
 
     @property
     def has_narrow(self) -> bool:
@@ -80,20 +90,31 @@ class Session:
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
         """Compute the named outputs on all threads, one run at a time; a long one gives its memory back."""
-        if _num_tokens(inputs) <= self._max_kept_tokens:
-            computed: list[Floats] = self._native.run(list(outputs), dict(inputs))
-        else:
-            options = onnxruntime.RunOptions()
-            options.add_run_config_entry(SHRINK_ARENA, CPU_ARENA)
-            computed = self._native.run(list(outputs), dict(inputs), options)
-            give_memory_back()
-        return computed
+        return _run(self._native, inputs, outputs, self._max_kept_tokens)
 
     def run_narrow(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Floats]:
-        """Compute the named outputs on a lane's threads; others may run beside it."""
+        """Compute the named outputs on a lane's threads; others may run beside it.
+
+        What such runs keep together is no more than one on all threads: each a lane's part of it.
+        """
         assert self._narrow, "the caller has asked has_narrow"
-        computed: list[Floats] = self._narrow.run(list(outputs), dict(inputs))
-        return computed
+        return _run(self._narrow, inputs, outputs, self._max_kept_tokens / self._num_lanes)
+
+
+def _run(
+    native: onnxruntime.InferenceSession,
+    inputs: Mapping[str, Array],
+    outputs: Sequence[str],
+    max_kept_tokens: float,
+) -> list[Floats]:
+    if _num_tokens(inputs) <= max_kept_tokens:
+        computed: list[Floats] = native.run(list(outputs), dict(inputs))
+    else:
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry(SHRINK_ARENA, CPU_ARENA)
+        computed = native.run(list(outputs), dict(inputs), options)
+        give_memory_back()
+    return computed
 
 
 def _native(path: Path, settings: SessionSettings, *, is_prepacked: bool) -> onnxruntime.InferenceSession:

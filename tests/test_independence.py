@@ -28,14 +28,6 @@ LOWEST_COSINE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def int4_models(real_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default model in 4 bits, which a bake makes only when asked to."""
-    out = tmp_path_factory.mktemp("int4")
-    bake(RECIPES[MODEL], BakeRequest(out=out, precisions=(Precision.INT4,), verification=Verification.SKIP))
-    return out
-
-
 @pytest.mark.parametrize("precision", [*DEFAULT_PRECISIONS, Precision.INT4])
 def test_alone_and_in_random_batches(real_models: Path, int4_models: Path, precision: Precision) -> None:
     folder = (int4_models if precision == Precision.INT4 else real_models) / MODEL

@@ -13,6 +13,7 @@ from openapi_spec_validator import validate
 
 from service import answers, forms, openapi, operations
 from service.app import STATUSES, make_app
+from service.compression import Compression
 from service.config import Settings
 from service.forms import Form
 from service.operations import OPERATIONS, Operation
@@ -25,6 +26,8 @@ EXAMPLES = [
     for operation in FORMS
     for name in operation.examples
 ]
+OF_HTTP = {"content-type", "content-length", "vary"}  # need no description
+TIMED = {"/v1/embeddings", "/v1/multi-vector", "/v1/rerank"}
 GONE = 499  # a client that has gone reads nothing
 
 
@@ -107,6 +110,25 @@ def test_every_example_answers(client: TestClient, operation: Operation, name: s
     msgspec.json.decode(answer.content, type=operation.answer)
 
 
+@pytest.mark.parametrize(("operation", "name"), EXAMPLES)
+def test_every_header_of_an_answer_is_described(
+    all_kinds_registry: Registry, document: dict[str, Any], operation: Operation, name: str
+) -> None:
+    client = TestClient(make_app(Settings(compression=Compression.ALWAYS), all_kinds_registry))
+    answer = client.simulate_request(
+        operation.method,
+        operation.path,
+        json=operation.examples[name],
+        headers={"Accept-Encoding": "gzip, identity;q=0"},
+    )
+    described = document["paths"][operation.path][operation.method.lower()]["responses"]["200"]["headers"]
+    assert {*described} == {"X-Request-ID", "Content-Encoding"} | (
+        {"Server-Timing"} if operation.path in TIMED else set()
+    )
+    assert {header.lower() for header in answer.headers} - OF_HTTP == {header.lower() for header in described}
+    assert {*described} <= {*document["components"]["headers"]}
+
+
 def test_every_form_has_examples_and_they_are_in_the_document(document: dict[str, Any]) -> None:
     for operation in FORMS:
         body = document["paths"][operation.path]["post"]["requestBody"]["content"]["application/json"]
@@ -126,7 +148,8 @@ def test_errors_have_examples_of_the_one_body(document: dict[str, Any]) -> None:
     for status, answer in document["components"]["responses"].items():
         example = msgspec.convert(answer["content"]["application/json"]["example"], answers.ErrorAnswer)
         assert (example.error.type == "internal_error") == (int(status) >= 500)
-        assert "X-Request-ID" in answer["headers"]
+        assert {"X-Request-ID", "Content-Encoding"} <= {*answer["headers"]}
+        assert ("Server-Timing" in answer["headers"]) == (status in ("500", "503"))
         assert ("Retry-After" in answer["headers"]) == (status in ("429", "503"))
 
 

@@ -20,13 +20,13 @@ from convert import texts as converter_texts
 from convert.recipe import DEFAULT_PRECISIONS
 from service.manifest import Precision
 from tests.conftest import MODEL, Live
+from tests.test_independence import LOWEST_COSINE
 
 Serve = Callable[..., AbstractContextManager[Live]]
 ROUTE = "/v1/embeddings"
 LONG_TEXT = "some longer words about nothing " * 60  # more than the model takes
 BULK = [f"{number} {LONG_TEXT}" for number in range(128)]  # seconds on two cores
 SECONDS = 60.0
-LOWEST_COSINE = {Precision.FP32: 0.999999, Precision.INT8_BLOCK: 0.99999, Precision.INT8: 0.999}
 
 
 def body(texts: str | list[str]) -> bytes:
@@ -77,12 +77,12 @@ def busy(live: Live) -> Iterator[Any]:
         assert (status, len(answer["data"])) == (200, len(BULK))
 
 
-@pytest.mark.parametrize("texts", ["a short query", [LONG_TEXT] * 64], ids=["single", "batch"])
+@pytest.mark.parametrize("texts", [LONG_TEXT, [LONG_TEXT] * 64], ids=["single", "batch"])
 def test_over_the_limit_a_request_is_refused_while_others_go_on(
     real_models: Path, serve: Serve, texts: str | list[str]
 ) -> None:
-    with serve(real_models, MAX_QUEUE_TOKENS="1000", PRECISION="fp32") as live:
-        with busy(live) as bulk:  # more than the limit by itself, but nothing else waited
+    with serve(real_models, MAX_QUEUE_TOKENS="400", PRECISION="fp32") as live:
+        with busy(live) as bulk:  # more than the limit by itself: it counts for half of that
             status, headers, answer = post(live, texts)
             assert not bulk.done()
             assert queue_of(live).items() >= {"refused": 1, "requests": 1, "timed_out": 0}.items()
@@ -137,15 +137,18 @@ def vectors(answer: Any) -> np.ndarray:
     return np.array([item["embedding"] for item in answer["data"]])
 
 
-@pytest.mark.parametrize("precision", DEFAULT_PRECISIONS)
+@pytest.mark.parametrize(
+    "precision", [*DEFAULT_PRECISIONS, pytest.param(Precision.INT4, marks=pytest.mark.full)]
+)
 def test_answers_under_load_are_those_of_each_text_alone(
-    real_models: Path, serve: Serve, tmp_path: Path, precision: Precision
+    request: pytest.FixtureRequest, serve: Serve, tmp_path: Path, precision: Precision
 ) -> None:
     """Many clients at once: runs are shared, some wide, some narrow; every answer is its text's own."""
     texts = [text for text in converter_texts.evaluation() if len(text) < 300][:120]
     draw = random.Random(3)
     batches = [draw.sample(texts, draw.choice((1, 1, 2, 5, 16))) for _ in range(150)]
-    with serve(real_models, PRECISION=precision, CACHE_DIR=str(tmp_path)) as live:
+    models = request.getfixturevalue("int4_models" if precision == Precision.INT4 else "real_models")
+    with serve(models, PRECISION=precision, CACHE_DIR=str(tmp_path)) as live:
         alone = {text: vectors(post(live, text)[2])[0] for text in texts}
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda batch: post(live, batch), batches))

@@ -9,11 +9,13 @@ import pytest
 from service.manifest import Precision
 from tests.bench import soak
 from tests.bench.server import serve
-from tests.bench.soak import Load, Memory, Soak
+from tests.bench.soak import MAX_GROWTH, Load, Memory, Soak
 from tests.conftest import MODEL
 
-SECONDS, BASELINE_SECOND = 42, 20
-MAX_GROWTH = 1.15  # more than in ten minutes: threads are still getting to know their first long texts
+# For a third of the time threads get to know their first long texts; of the rest the halves are compared. A
+# run that goes on may add a fifth to a sample: over two minutes in which memory stayed, medians of 10 samples
+# differed from those of the next 10 by up to 7 %, of 14 by up to 5 %.
+SECONDS, BASELINE_SECOND, WINDOW = 42, 28, 14
 
 
 def test_growth_is_seen() -> None:
@@ -35,7 +37,7 @@ def test_memory_stays_as_long_texts_come_and_go(tmp_path: Path) -> None:
 def check(models: Path, model: str, load: Load) -> None:
     with serve(models, Precision.INT8, model) as service:
         found = soak.measure(service, load, SECONDS)
-    growth = found.growth(BASELINE_SECOND)
+    growth = found.growth(BASELINE_SECOND, WINDOW)
     assert found.num_requests > load.num_clients
     assert growth.resident < MAX_GROWTH, found.samples
     assert growth.anonymous < MAX_GROWTH, found.samples

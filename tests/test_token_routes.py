@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from service import embedding, forms, token_counts
 from service.app import make_app
 from service.config import Settings
+from service.media import ImageReader
 from service.registry import Registry
 from service.scheduler import Scheduler
 from tests.conftest import MODEL
@@ -228,6 +229,19 @@ def test_refusals_of_multi_vector(
     client: TestClient, model: str, given: object, fields: dict[str, Any], status: int, param: str, code: str
 ) -> None:
     assert_refused(post(client, "multi-vector", model, given, **fields), status, param, code)
+
+
+@pytest.mark.parametrize("model", [JINA_V4, BGE_M3])
+def test_a_size_that_vectors_do_not_have_is_refused_before_any_work(
+    client: TestClient, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute(*_: object) -> None:
+        raise AssertionError("nothing is computed for a request that is refused")
+
+    monkeypatch.setattr(Scheduler, "compute", compute)
+    monkeypatch.setattr(ImageReader, "read", compute)
+    refused = post(client, "multi-vector", model, TEXTS, dimensions=7)
+    assert_refused(refused, 422, "dimensions", "invalid_dimensions")
 
 
 def test_truncate_cuts_a_long_text(client: TestClient) -> None:

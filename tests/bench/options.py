@@ -48,6 +48,7 @@ class Part(StrEnum):
     OVERLOAD = "overload"
     FAIRNESS = "fairness"
     TOGETHER = "together"
+    LONG_TEXT = "long-text"
     ENCODING = "encoding"
     COMPRESSION = "compression"
     BAKE_8B = "bake-8b"
@@ -70,6 +71,7 @@ PRECISIONS = {  # where none is asked for
     Part.VISION: (Precision.FP32,),
     Part.BESIDE: CPU_PRECISIONS,
     **dict.fromkeys((Part.OVERLOAD, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), SPEED_PRECISIONS),
+    Part.LONG_TEXT: SPEED_PRECISIONS,
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), (Precision.INT8_BLOCK,)),
 }
 SIZES = {
@@ -91,6 +93,7 @@ SAID = {
     **dict.fromkeys((Part.MEMORY, Part.ARENA), ("runs",)),
     Part.SOAK: ("soak_seconds",),
     **dict.fromkeys((Part.BESIDE, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), ("runs", "seconds")),
+    Part.LONG_TEXT: ("runs", "seconds"),
     Part.OVERLOAD: ("seconds",),
     Part.ENCODING: (),
     Part.SIZES: (),
@@ -101,7 +104,7 @@ PLACES = {
     **dict.fromkeys((Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), ("models_dir", "xquad")),
     Part.BESIDE: ("models_dir", "xquad", "infinity_python"),
     Part.OVERLOAD: ("models_dir", "xquad", "plot"),
-    Part.ENCODING: (),
+    **dict.fromkeys((Part.ENCODING, Part.LONG_TEXT), ()),
     Part.QUALITY: ("xquad", "code"),
     Part.PRECISION: ("models_dir", "xquad", "openvino_python"),
     Part.ENCODERS: ("xlmr_tokenizer", "work_dir"),

@@ -14,6 +14,7 @@ from tests.bench import (
     encoded,
     fairness,
     infinity_process,
+    long_text,
     options,
     overload,
     overload_plot,
@@ -69,6 +70,12 @@ def _together(chosen: argparse.Namespace) -> list[str]:
     return together.table(figures, found.source, options.command(Part.TOGETHER, chosen))
 
 
+def _long_text(chosen: argparse.Namespace) -> list[str]:
+    wanted = options.precisions(Part.LONG_TEXT, chosen)
+    figures = {precision: long_text.measure(precision, chosen.runs, chosen.seconds) for precision in wanted}
+    return long_text.table(figures, options.command(Part.LONG_TEXT, chosen))
+
+
 def _encoding(chosen: argparse.Namespace) -> list[str]:
     return encoded.table(encoded.measure(), options.command(Part.ENCODING, chosen))
 
@@ -88,6 +95,7 @@ PARTS: dict[Part, Callable[[argparse.Namespace], Any]] = {
     Part.OVERLOAD: _overload,
     Part.FAIRNESS: _fairness,
     Part.TOGETHER: _together,
+    Part.LONG_TEXT: _long_text,
     Part.ENCODING: _encoding,
     Part.COMPRESSION: _compression,
 }

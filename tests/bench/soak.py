@@ -62,15 +62,15 @@ class Soak:
     samples: list[Memory]
     num_requests: int
 
-    def at(self, second: int) -> Memory:
-        """Return the medians of the samples up to a second."""
-        window = self.samples[max(0, second - WINDOW) : second]
-        resident = statistics.median(sample.resident for sample in window)
-        return Memory(resident, statistics.median(sample.anonymous for sample in window))
+    def at(self, second: int, window: int = WINDOW) -> Memory:
+        """Return the medians of so many samples up to a second."""
+        samples = self.samples[max(0, second - window) : second]
+        resident = statistics.median(sample.resident for sample in samples)
+        return Memory(resident, statistics.median(sample.anonymous for sample in samples))
 
-    def growth(self, baseline_second: int) -> Memory:
+    def growth(self, baseline_second: int, window: int = WINDOW) -> Memory:
         """Return the memory of the end as a multiple of that of an earlier second."""
-        first, last = self.at(baseline_second), self.at(len(self.samples))
+        first, last = self.at(baseline_second, window), self.at(len(self.samples), window)
         return Memory(last.resident / first.resident, last.anonymous / first.anonymous)
 
 

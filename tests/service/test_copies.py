@@ -146,6 +146,14 @@ def test_a_copy_answers_as_its_bundle_to_the_last_bit(
             assert one.tobytes() == other.tobytes()
 
 
+def test_only_texts_have_narrow_runs(models: Path, tmp_path: Path) -> None:
+    """An image takes all threads and its run gives all memory back, which a second session would keep."""
+    bundle, settings = models / V4, replace(SETTINGS, num_lanes=2)
+    graphs = Graphs(bundle, contract.load(bundle), Precision.FP32, settings, copies_in(tmp_path, bundle))
+    assert graphs.session("retrieval").has_narrow
+    assert not graphs.vision_session().has_narrow
+
+
 def test_tasks_share_in_the_cache_what_they_share_in_the_bundle(models: Path, tmp_path: Path) -> None:
     bundle, found = models / V3, copies_in(tmp_path, models / V3)
     weights = bundle / "fp32" / "weights.data"

@@ -26,6 +26,7 @@ AUTO, ON_CPU, CUDA = Wish(), Wish(Kind.CPU), Wish(Kind.CUDA)
 @pytest.fixture(autouse=True)
 def room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.host.available_memory", lambda: ROOM)
+    monkeypatch.setattr("service.host.num_usable_cores", lambda: 2)
 
 
 def never() -> Probed:
@@ -38,6 +39,23 @@ def test_the_cpu_is_not_probed() -> None:
     (place,) = made.places
     assert (place.device, place.reason) == (CPU, "set by DEVICE")
     assert place.memory_bytes == ROOM // 2 - placement.PROCESS_BYTES
+
+
+@pytest.mark.parametrize(("num_cores", "count"), [(1, "1 core,"), (2, "2 cores,"), (7, "7 cores,")])
+def test_more_workers_than_cores_stop_the_start(
+    monkeypatch: pytest.MonkeyPatch, num_cores: int, count: str
+) -> None:
+    monkeypatch.setattr("service.host.num_usable_cores", lambda: num_cores)
+    assert placement.plan(ON_CPU, num_cores).num_workers == num_cores
+    remedy = rf"WORKERS is {num_cores + 1}, but .*{count} .*set WORKERS to {num_cores} or less"
+    for wish in (ON_CPU, AUTO):
+        with pytest.raises(ConfigError, match=remedy):
+            placement.plan(wish, num_cores + 1, lambda: NO_GPU)
+
+
+def test_gpus_compute_for_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.host.num_usable_cores", lambda: 1)
+    assert placement.plan(CUDA, None, lambda: TWO_GPUS).num_workers == 2
 
 
 def test_unknown_memory_stays_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,6 +250,17 @@ def test_others_run_beside_a_text_longer_than_a_run() -> None:
     assert found.session.most_running == 2
 
 
+def test_a_long_text_among_others_runs_on_a_lane_as_they_do() -> None:
+    with callers(100, 2, has_narrow=True) as found:
+        bulk = found.start(texts(1, *[50] * 40))
+        long = found.ask(texts(2, 500))
+        found.session.open()
+        assert values(long) == [2]
+        assert values(bulk) == [1] * 40
+    kinds = {run[0]: kind for run, kind in zip(found.session.runs, found.session.kinds, strict=True)}
+    assert kinds[2] == "narrow"
+
+
 def test_a_session_without_narrow_runs_has_the_device_to_itself() -> None:
     with callers(100, 2) as found:
         asked = [found.ask(texts(name, 60)) for name in (1, 2, 3)]

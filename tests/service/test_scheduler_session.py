@@ -15,7 +15,7 @@ from service.errors import BundleError
 from service.graphs import ROUNDS_ACTIVATIONS
 from service.manifest import Precision
 from service.scheduler import Scheduler
-from service.session import Array, Floats, Session, SessionSettings, pad
+from service.session import Array, Floats, Session, SessionSettings, pad, save_prepacked
 from tests.bench import memory
 from tests.conftest import MODEL
 
@@ -69,6 +69,24 @@ def test_a_long_run_gives_its_memory_back(tiny_models: Path) -> None:
         kept[max_kept_tokens] = memory.own_bytes(memory.ANONYMOUS) - before
     assert kept[ids.size] > 50_000_000  # such a run takes some memory
     assert kept[ids.size - 1] < 0.2 * kept[ids.size]
+
+
+def test_a_narrow_run_of_more_than_a_lane_s_part_gives_its_memory_back(
+    tiny_models: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "model.onnx"
+    save_prepacked(tiny_models / MODEL / "fp32" / "model.onnx", copy, "model.data", 2)
+    ids = np.full((2000, 48), 7)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    kept = {}
+    for max_kept_tokens in (2 * ids.size, 2 * ids.size - 1):  # of two lanes
+        settings = SessionSettings(num_threads=2, num_lanes=2, max_kept_tokens=max_kept_tokens)
+        session = Session(copy, settings, is_prepacked=True)
+        before = memory.own_bytes(memory.ANONYMOUS)
+        session.run_narrow(inputs, ["pooled"])
+        kept[max_kept_tokens] = memory.own_bytes(memory.ANONYMOUS) - before
+    assert kept[2 * ids.size] > 50_000_000
+    assert kept[2 * ids.size - 1] < 0.2 * kept[2 * ids.size]
 
 
 class Counting:
