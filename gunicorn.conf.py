@@ -47,6 +47,8 @@ def on_starting(server: Any) -> None:
     os.chown(folder, server.cfg.uid, server.cfg.gid)  # the workers may be of another user
     os.environ[_metric_files.VARIABLE] = str(folder)
     server.handover = _handover.Handover(server)
+    if warning := _placement.warning(_plan):
+        server.log.warning(warning)
     reload = server.reload
 
     def reload_what_is_right() -> None:

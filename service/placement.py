@@ -84,7 +84,7 @@ class Plan:
 def plan(wish: Wish, num_workers: int | None, probe: Callable[[], Probed] | None = None) -> Plan:
     """Share out the GPUs, or the CPU, among the workers; None: one for each GPU, else one.
 
-    Raises ConfigError where DEVICE asks for CUDA and it does not work, or WORKERS for more than the cores.
+    Raises ConfigError where DEVICE asks for CUDA and it does not work.
     """
     probed = Probed(reason="set by DEVICE") if wish.kind == Kind.CPU else (probe or probe_gpus)()
     gpus = [gpu for gpu in probed.gpus if wish.index in (None, gpu.index)]
@@ -97,7 +97,6 @@ def plan(wish: Wish, num_workers: int | None, probe: Callable[[], Probed] | None
     room = host.available_memory()
     memory_bytes = None if room is None else room // num_workers - PROCESS_BYTES
     if not gpus:
-        _check_cores(num_workers)
         return Plan((Placement(reason=probed.reason, memory_bytes=memory_bytes),), num_workers)
     sharers = -(-num_workers // len(gpus))  # workers on one GPU
     places = [
@@ -113,15 +112,15 @@ def plan(wish: Wish, num_workers: int | None, probe: Callable[[], Probed] | None
     return Plan(tuple(places), num_workers)
 
 
-def _check_cores(num_workers: int) -> None:
-    """Refuse more workers than there are cores to compute on: each takes a thread of its own at least."""
+def warning(plan: Plan) -> str | None:
+    """Say what is unwise about a plan: on the CPU each worker computes on a thread of its own at least."""
     num_cores = host.num_usable_cores()
-    if num_workers > num_cores:
-        raise ConfigError(
-            f"WORKERS is {num_workers}, but the cgroup quota and affinity give the service {num_cores} "
-            f"{'core' if num_cores == 1 else 'cores'}, and each worker computes on one or more: set WORKERS "
-            f"to {num_cores} or less, or to auto, or give the service more cores"
-        )
+    if plan.num_workers <= num_cores or any(place.device.kind != Kind.CPU for place in plan.places):
+        return None
+    return (
+        f"WORKERS is {plan.num_workers}, more than the {num_cores} of cgroup quota and affinity: together "
+        "they compute on more threads than there are cores, which is slower than fewer workers are"
+    )
 
 
 def alone(wish: Wish) -> Placement:

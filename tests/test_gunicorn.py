@@ -468,7 +468,6 @@ def start(models: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         ("MAX_QUEUE_TOKENS", "many", "integer"),
         ("MODELS_TO_LOAD", "nope", MODEL),
         ("MAX_INPUTS", "0", "from 1"),
-        ("WORKERS", "1024", "quota"),  # more than any host's cores
         ("VERIFY_HASHES", "yes", "0 or 1"),
         ("LOG_LEVEL", "loud", "info"),
     ],

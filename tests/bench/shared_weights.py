@@ -7,19 +7,18 @@ count that texts have looked up. The first start of the service makes the copies
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
-from service import host, wire
 from service import manifest as contract
+from service import wire
 from service.copies import Copies, digest_of
 from service.manifest import TOKENIZER_FILE, Precision
 from tests.bench import full_size_xlmr, memory, models, open_session, server, smaps, tables
@@ -117,29 +116,17 @@ def _measure(bundle: Path, cache: Path, precision: Precision, num_runs: int) -> 
 def _shares(
     bundle: Path, cache: Path, precision: Precision, num_workers: int, is_whole: Callable[[Shares], bool]
 ) -> Shares:
-    """Run workers until every one has touched its weights; return their shares together.
-
-    A service has no more workers than cores: where these are few, several services share the cache.
-    """
-    each = math.gcd(num_workers, host.num_usable_cores())
-    changed = {"WORKERS": str(each), "CACHE_DIR": str(cache.resolve()), "INTRA_OP_THREADS": "1"}
-    with ExitStack() as stack:
-        services = [
-            stack.enter_context(server.serve(bundle.parent, precision, bundle.name, changed))
-            for _ in range(num_workers // each)
-        ]
+    """Run a service until every worker has touched its weights; return their shares together."""
+    changed = {"WORKERS": str(num_workers), "CACHE_DIR": str(cache.resolve()), "INTRA_OP_THREADS": "1"}
+    with server.serve(bundle.parent, precision, bundle.name, changed) as service:
         deadline = time.monotonic() + TOUCH_SECONDS
         while time.monotonic() < deadline:
-            clients = [
-                threading.Thread(target=_ask, args=[service, None])
-                for service in services
-                for _ in range(NUM_CLIENTS)
-            ]
+            clients = [threading.Thread(target=_ask, args=[service, None]) for _ in range(NUM_CLIENTS)]
             for client in clients:
                 client.start()
             for client in clients:
                 client.join()
-            found = [smaps.shares(pid) for service in services for pid in memory.tree(service.pid)[1:]]
+            found = [smaps.shares(pid) for pid in memory.tree(service.pid)[1:]]
             if len(found) == num_workers and all(map(is_whole, found)):
                 return smaps.together(found)
         raise BenchError(f"not all of {num_workers} workers touched their weights in {TOUCH_SECONDS} s")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from service import placement
+from service import devices, placement
 from service.devices import CPU, Device, Kind, Wish
 from service.errors import ConfigError
 from service.placement import Gpu, Placement, Plan, Probed
@@ -26,7 +26,6 @@ AUTO, ON_CPU, CUDA = Wish(), Wish(Kind.CPU), Wish(Kind.CUDA)
 @pytest.fixture(autouse=True)
 def room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.host.available_memory", lambda: ROOM)
-    monkeypatch.setattr("service.host.num_usable_cores", lambda: 2)
 
 
 def never() -> Probed:
@@ -39,23 +38,6 @@ def test_the_cpu_is_not_probed() -> None:
     (place,) = made.places
     assert (place.device, place.reason) == (CPU, "set by DEVICE")
     assert place.memory_bytes == ROOM // 2 - placement.PROCESS_BYTES
-
-
-@pytest.mark.parametrize(("num_cores", "count"), [(1, "1 core,"), (2, "2 cores,"), (7, "7 cores,")])
-def test_more_workers_than_cores_stop_the_start(
-    monkeypatch: pytest.MonkeyPatch, num_cores: int, count: str
-) -> None:
-    monkeypatch.setattr("service.host.num_usable_cores", lambda: num_cores)
-    assert placement.plan(ON_CPU, num_cores).num_workers == num_cores
-    remedy = rf"WORKERS is {num_cores + 1}, but .*{count} .*set WORKERS to {num_cores} or less"
-    for wish in (ON_CPU, AUTO):
-        with pytest.raises(ConfigError, match=remedy):
-            placement.plan(wish, num_cores + 1, lambda: NO_GPU)
-
-
-def test_gpus_compute_for_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.host.num_usable_cores", lambda: 1)
-    assert placement.plan(CUDA, None, lambda: TWO_GPUS).num_workers == 2
 
 
 def test_unknown_memory_stays_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +162,16 @@ def test_what_a_probe_says(returncode: int, stdout: str, stderr: str, probed: Pr
 # --- gunicorn's hooks ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("num_workers", "is_told"), [(2, False), (3, True)])
+def test_more_workers_than_cores_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, num_workers: int, is_told: bool
+) -> None:
+    monkeypatch.setattr("service.host.num_usable_cores", lambda: 2)
+    on_cpu = placement.plan(devices.parse("cpu"), num_workers)
+    assert bool(placement.warning(on_cpu)) == is_told
+    assert placement.warning(placement.plan(devices.parse("auto"), num_workers, lambda: TWO_GPUS)) is None
+
+
 def test_hooks_pin_workers_and_replace_the_dead(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", environment(MODELS_DIR=str(tiny_models)))
     monkeypatch.setattr(placement, "probe_gpus", lambda: TWO_GPUS)
@@ -190,7 +182,8 @@ def test_hooks_pin_workers_and_replace_the_dead(tiny_models: Path, monkeypatch: 
     assert os.environ["RAYON_NUM_THREADS"] == "4"
     cfg = SimpleNamespace(uid=os.getuid(), gid=os.getgid())
     master = {"reload": None, "manage_workers": None, "stop": None, "handle_term": None}
-    server = SimpleNamespace(WORKERS={}, SIG_QUEUE=None, cfg=cfg, **master)
+    log = SimpleNamespace(warning=print)
+    server = SimpleNamespace(WORKERS={}, SIG_QUEUE=None, cfg=cfg, log=log, **master)
     hooks["on_starting"](server)
 
     def fork(pid: int) -> str:
