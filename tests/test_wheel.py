@@ -10,15 +10,14 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conftest import MODEL, START_SECONDS, Live, wait_until_ready
-from tests.processes import LOCALHOST, PROJECT, environment, free_port
+from tests.conftest import MODEL, Live
+from tests.installed import plain, started, stopped
+from tests.processes import PROJECT
 
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 VERSION = PYPROJECT["project"]["version"]
@@ -109,13 +108,13 @@ def test_it_bakes_and_serves_anywhere(installed: Path, tiny_checkpoint: Path, tm
     bake: list[str | Path] = [installed / "jina-onnx-convert", MODEL]
     subprocess.run([*bake, "--source", tiny_checkpoint], cwd=tmp_path, env=plain(), check=True)
     subprocess.run([*bake[:1], "verify", MODEL], cwd=tmp_path, env=plain(), check=True)
-    with serving(installed, tmp_path) as live, live.client() as client:
+    command, cache = [installed / "jina-onnx-serve"], str(tmp_path / "cache")
+    with started(command, tmp_path, tmp_path / "log", CACHE_DIR=cache) as live, live.client() as client:
         answer = client.post("/v1/embeddings", json={"model": MODEL, "input": "Hello"})
         assert answer.status_code == httpx.codes.OK, answer.text
         assert client.get("/openapi.json").json()["info"]["version"] == VERSION
         assert client.get("/playground").status_code == httpx.codes.OK
-        live.process.terminate()
-        assert live.process.wait(START_SECONDS) == 0, live.log.read_text()
+        assert stopped(live) == 0, live.log.read_text()
     assert not is_listening(live)
 
 
@@ -132,34 +131,6 @@ def test_it_finds_the_packaged_weights(installed: Path, tmp_path: Path) -> None:
     ]
     subprocess.run([installed / "jina-onnx-convert", MODEL, *options], cwd=tmp_path, env=plain(), check=True)
     assert (tmp_path / "models" / MODEL / "manifest.json").exists()
-
-
-def plain(**settings: str) -> dict[str, str]:
-    """Return the environment without what could lead to this project."""
-    return {name: value for name, value in environment(**settings).items() if name != "PYTHONPATH"}
-
-
-@contextmanager
-def serving(commands: Path, folder: Path) -> Iterator[Live]:
-    """Start the installed service in a folder with its models and wait; stop it at the end."""
-    port, log = free_port(), folder / "log"
-    settings = {"HOST": LOCALHOST, "PORT": str(port), "CACHE_DIR": str(folder / "cache")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [commands / "jina-onnx-serve"],
-            cwd=folder,
-            env=plain(**settings),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    live = Live(f"http://{LOCALHOST}:{port}", process, log)
-    try:
-        wait_until_ready(live)
-        yield live
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.wait(START_SECONDS)
 
 
 def is_listening(live: Live) -> bool:

@@ -50,6 +50,7 @@ class Part(StrEnum):
     TOGETHER = "together"
     ENCODING = "encoding"
     COMPRESSION = "compression"
+    WORKERS = "workers"
     BAKE_8B = "bake-8b"
     BAKE_V4 = "bake-v4"
     SIZES = "sizes"
@@ -69,7 +70,9 @@ PRECISIONS = {  # where none is asked for
     Part.PRECISION: CPU_PRECISIONS,
     Part.VISION: (Precision.FP32,),
     Part.BESIDE: CPU_PRECISIONS,
-    **dict.fromkeys((Part.OVERLOAD, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), SPEED_PRECISIONS),
+    **dict.fromkeys(
+        (Part.OVERLOAD, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION, Part.WORKERS), SPEED_PRECISIONS
+    ),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), (Precision.INT8_BLOCK,)),
 }
 SIZES = {
@@ -91,7 +94,7 @@ SAID = {
     **dict.fromkeys((Part.MEMORY, Part.ARENA), ("runs",)),
     Part.SOAK: ("soak_seconds",),
     **dict.fromkeys((Part.BESIDE, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), ("runs", "seconds")),
-    Part.OVERLOAD: ("seconds",),
+    **dict.fromkeys((Part.OVERLOAD, Part.WORKERS), ("seconds",)),
     Part.ENCODING: (),
     Part.SIZES: (),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("layers",)),
@@ -102,6 +105,7 @@ PLACES = {
     Part.BESIDE: ("models_dir", "xquad", "infinity_python"),
     Part.OVERLOAD: ("models_dir", "xquad", "plot"),
     Part.ENCODING: (),
+    Part.WORKERS: ("models_dir",),
     Part.QUALITY: ("xquad", "code"),
     Part.PRECISION: ("models_dir", "xquad", "openvino_python"),
     Part.ENCODERS: ("xlmr_tokenizer", "work_dir"),
