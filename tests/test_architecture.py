@@ -44,6 +44,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"wsgi"},
     {"listening", "joining", "lingering", "receiving", "broken", "server_log"},
     {"worker", "handover"},  # around the application: they know nothing of it
+    {"gunicorn_conf", "serve"},
 ]
 CONVERT_LAYERS: list[set[str]] = [
     {"recipe", "graph", "progress", "torch_pickle", "quality", "vocabulary", "rounding", "vision_config"}
@@ -90,7 +91,7 @@ OWNERS = {
     "sentencex": {"chunking"},
     "falcon": {"app", "resources", "middleware", "bodies", "door", "access", "finishing"}
     | {"token_resources", "surface", "pages"},
-    "gunicorn": {"worker", "server_log"},
+    "gunicorn": {"worker", "server_log", "serve"},
     "orjson": {"app", "logs", "parsing"},
     "msgspec": {"manifest", "parsing", "forms", "requests", "inputs", "answers", "openapi"},
     "PIL": {"images"},

@@ -10,7 +10,7 @@ import pytest
 
 from tests.processes import PROJECT
 
-PARTS = "single,bulk,beside,fairness,together,long-text,encoding"
+PARTS = "single,bulk,beside,fairness,together,long-text,encoding,workers"
 
 
 @pytest.mark.full
@@ -19,7 +19,16 @@ def test_the_benches_of_serving_run(real_models: Path) -> None:
     command += ["--runs", "1", "--seconds", "0.5", "--models-dir", str(real_models)]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
-    for table in ("single queries", "HTTP", "closed loops", "p95", "together", "a long text", "float"):
+    for table in (
+        "single queries",
+        "HTTP",
+        "closed loops",
+        "p95",
+        "together",
+        "a long text",
+        "float",
+        "in memory of a worker",
+    ):
         assert table in ended.stdout
 
 

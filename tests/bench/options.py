@@ -51,6 +51,7 @@ class Part(StrEnum):
     LONG_TEXT = "long-text"
     ENCODING = "encoding"
     COMPRESSION = "compression"
+    WORKERS = "workers"
     BAKE_8B = "bake-8b"
     BAKE_V4 = "bake-v4"
     SIZES = "sizes"
@@ -70,7 +71,9 @@ PRECISIONS = {  # where none is asked for
     Part.PRECISION: CPU_PRECISIONS,
     Part.VISION: (Precision.FP32,),
     Part.BESIDE: CPU_PRECISIONS,
-    **dict.fromkeys((Part.OVERLOAD, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), SPEED_PRECISIONS),
+    **dict.fromkeys(
+        (Part.OVERLOAD, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION, Part.WORKERS), SPEED_PRECISIONS
+    ),
     Part.LONG_TEXT: SPEED_PRECISIONS,
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), (Precision.INT8_BLOCK,)),
 }
@@ -93,8 +96,8 @@ SAID = {
     **dict.fromkeys((Part.MEMORY, Part.ARENA), ("runs",)),
     Part.SOAK: ("soak_seconds",),
     **dict.fromkeys((Part.BESIDE, Part.FAIRNESS, Part.TOGETHER, Part.COMPRESSION), ("runs", "seconds")),
+    **dict.fromkeys((Part.OVERLOAD, Part.WORKERS), ("seconds",)),
     Part.LONG_TEXT: ("runs", "seconds"),
-    Part.OVERLOAD: ("seconds",),
     Part.ENCODING: (),
     Part.SIZES: (),
     **dict.fromkeys((Part.BAKE_8B, Part.BAKE_V4), ("layers",)),
@@ -105,6 +108,7 @@ PLACES = {
     Part.BESIDE: ("models_dir", "xquad", "infinity_python"),
     Part.OVERLOAD: ("models_dir", "xquad", "plot"),
     **dict.fromkeys((Part.ENCODING, Part.LONG_TEXT), ()),
+    Part.WORKERS: ("models_dir",),
     Part.QUALITY: ("xquad", "code"),
     Part.PRECISION: ("models_dir", "xquad", "openvino_python"),
     Part.ENCODERS: ("xlmr_tokenizer", "work_dir"),

@@ -21,6 +21,7 @@ from tests.bench import (
     server,
     texts,
     together,
+    workers,
 )
 from tests.bench.options import Part
 
@@ -90,6 +91,16 @@ def _compression(chosen: argparse.Namespace) -> list[str]:
     return lines
 
 
+def _workers(chosen: argparse.Namespace) -> list[str]:
+    """Measure as many workers as `workers` names at each precision."""
+    measured = [
+        workers.measure(chosen.models_dir, precision, num_workers, chosen.seconds)
+        for num_workers in workers.NUM_WORKERS
+        for precision in options.precisions(Part.WORKERS, chosen)
+    ]
+    return workers.table(measured, options.command(Part.WORKERS, chosen))
+
+
 PARTS: dict[Part, Callable[[argparse.Namespace], Any]] = {
     Part.BESIDE: _beside,
     Part.OVERLOAD: _overload,
@@ -98,4 +109,5 @@ PARTS: dict[Part, Callable[[argparse.Namespace], Any]] = {
     Part.LONG_TEXT: _long_text,
     Part.ENCODING: _encoding,
     Part.COMPRESSION: _compression,
+    Part.WORKERS: _workers,
 }
