@@ -20,6 +20,9 @@ from service.tickets import Ticket
 
 HALF_LIFE_SECONDS = 10.0  # after which what was computed counts half in the speed of the queue
 MAX_RETRY_SECONDS = 3600
+# Once one is refused, all are, until the queue has room for it or so much of itself: else small ones alone
+# would come in, batches never.
+CLOSED_SHARE = 15 / 16
 LEAST_SHARED_TOKENS = 16_384  # that every large request counts for: a shorter queue is worked off in a moment
 
 
@@ -53,6 +56,7 @@ class Admission:
         self._limits, self._observer = limits, observer
         self._counts = Counts()
         self._body_bytes = 0
+        self._open_below: float = limits.max_tokens  # tokens that may wait where one more comes in
         self._guard = threading.Lock()
         # The speed is tokens by seconds in which there was work, both fading.
         self._work = self._busy_seconds = 0.0
@@ -88,12 +92,13 @@ class Admission:
             is_whole = is_held or num_tokens <= max(limit, LEAST_SHARED_TOKENS)
             num_counted = num_tokens if is_whole else max(limit // 2 + 1, LEAST_SHARED_TOKENS)
             excess = self._counts.tokens + num_counted - limit
-            if excess > 0 and self._counts.tokens > 0:
+            if self._counts.tokens > 0 and (excess > 0 or self._is_closed()):
+                self._open_below = min(self._open_below, max(limit - num_counted, limit * CLOSED_SHARE))
                 reason = (
                     f"{self._counts.tokens} tokens wait and this request has some {num_tokens}, more than "
                     f"there is room for ({limit}, MAX_QUEUE_TOKENS)"
                 )
-                raise self._refusal(reason, min(excess, self._counts.tokens))
+                raise self._refusal(reason, min(max(1, excess), self._counts.tokens))
             self._fade()
             ticket.num_tokens, ticket.most_counted, ticket.is_held = num_tokens, num_counted, is_held
             self._counts.tokens += num_counted
@@ -118,9 +123,9 @@ class Admission:
     def _enter(self, ticket: Ticket, num_body_bytes: int) -> None:
         limits, counts = self._limits, self._counts
         with self._guard:
-            if counts.tokens >= limits.max_tokens:
+            if counts.tokens >= limits.max_tokens or self._is_closed():
                 reason = f"{counts.tokens} tokens wait already (MAX_QUEUE_TOKENS {limits.max_tokens})"
-                raise self._refusal(reason, counts.tokens - limits.max_tokens + 1)
+                raise self._refusal(reason, max(1, counts.tokens - self._open_below))
             of_one = counts.tokens / max(1, counts.requests)
             if counts.requests >= limits.max_requests:
                 raise self._refusal(f"{counts.requests} requests wait already (THREADS)", of_one)
@@ -130,6 +135,12 @@ class Admission:
             self._body_bytes += num_body_bytes
             ticket.num_body_bytes = num_body_bytes
         self._observer.queue_changed(1, 0)
+
+    def _is_closed(self) -> bool:
+        """Tell whether there is still no room for one that was refused: none smaller goes before it."""
+        if self._counts.tokens <= self._open_below:
+            self._open_below = self._limits.max_tokens
+        return self._counts.tokens > self._open_below
 
     def _leave(self, ticket: Ticket) -> None:
         with self._guard:

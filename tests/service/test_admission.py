@@ -115,6 +115,29 @@ def test_what_was_computed_counts_no_longer_unless_it_is_held() -> None:
     assert door.status()["tokens"] == 0
 
 
+def test_small_requests_do_not_come_in_before_one_that_was_refused() -> None:
+    door = admission(160)
+    with ExitStack() as held:
+        first = enter(door, held, 155)
+        for num_tokens in (8, 1):  # there is room for the second, but the first has come before it
+            with pytest.raises(Overloaded), ExitStack() as refused:
+                enter(door, refused, num_tokens)
+        first.on_progress(first, 3)  # room for 8
+        enter(door, held, 1)
+        enter(door, held, 7)
+
+
+def test_one_that_is_refused_keeps_only_a_part_of_the_queue_closed() -> None:
+    door = admission(160)
+    with ExitStack() as held:
+        first = enter(door, held, 155)
+        for num_tokens in (100, 1):
+            with pytest.raises(Overloaded), ExitStack() as refused:
+                enter(door, refused, num_tokens)
+        first.on_progress(first, 5)  # a sixteenth is free
+        enter(door, held, 1)
+
+
 def test_a_body_of_unknown_length_counts_as_it_grows() -> None:
     door = admission()
     with ExitStack() as held:
