@@ -2,4 +2,5 @@
 
 import runpy
 
-globals().update(runpy.run_module("service.gunicorn_conf"))
+_names = runpy.run_module("service.gunicorn_conf")
+globals().update({name: value for name, value in _names.items() if not name.startswith("__")})
