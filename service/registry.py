@@ -115,7 +115,10 @@ class Registry:
         if short in self._bundles:
             raise ModelUnavailable(f"Model {short} is still loading; try again soon.", code="model_loading")
         known = ", ".join(self._loaded) or "none yet"
-        raise ModelNotFound(f"Model {name[:MAX_ECHO]!r} not found. Loaded models: {known}.")
+        raise ModelNotFound(
+            f"Model {name[:MAX_ECHO]!r} not found. Loaded models: {known}. Name one of these in 'model', or "
+            "have the server bake and load yours: python -m convert NAME, then a reload."
+        )
 
     def loaded(self) -> list[Loaded]:
         """List the models that serve."""
