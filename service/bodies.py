@@ -40,6 +40,11 @@ def read(req: Request, max_bytes: int, hold: Callable[[int], None]) -> bytes:
         raise HTTPBadRequest(description=f"The request body cannot be read: {error}") from error
     if len(body) > max_bytes:
         raise BodyTooLarge(max_bytes)
+    if len(body) < (req.content_length or 0):
+        reason = (
+            f"It ended, or came too slowly, after {len(body)} of {req.content_length} bytes; send it again."
+        )
+        raise HTTPBadRequest(description=f"The request body is not whole. {reason}")
     req.context.is_body_read = len(body) == req.content_length
     return body
 

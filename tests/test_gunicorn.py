@@ -290,6 +290,14 @@ def test_a_stalled_upload_holds_its_thread_for_a_while_only(
         assert embed(live, "hello").shape == (1, HIDDEN)
 
 
+def test_a_body_that_is_not_whole_is_broken_http(live: Live):
+    with connect(live) as connection, connection.makefile("rb") as stream:
+        connection.sendall(raw("POST", ROUTE, body("hello"))[:-1])
+        connection.shutdown(socket.SHUT_WR)
+        status, found = read_answer(stream)
+    assert (status, "not whole" in found["detail"]) == (400, True)
+
+
 def test_broken_http_gets_the_body_of_every_error(live: Live):
     with connect(live) as connection, connection.makefile("rb") as stream:
         connection.sendall(b"no http at all\r\n\r\n")
