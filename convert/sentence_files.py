@@ -74,8 +74,8 @@ def read(root: Path) -> SentenceFiles:
     dense = tuple(_dense(root, name) for name in modules.get(DENSE, []))
     if dense and folder.resolve() != root.resolve():
         raise BakeError(
-            f"{root / MODULES_FILE} has the transformer in {folder.name} and a Dense module: dense layers are "
-            "read only beside a transformer in the checkpoint's own folder"
+            f"{root / MODULES_FILE} has the transformer in {folder.name} and a Dense module: dense layers "
+            "are read only beside a transformer in the checkpoint's own folder"
         )
     tasks, default = _prompts(root)
     found = _optional(folder / SENTENCE_FILE)
