@@ -55,7 +55,7 @@ def described(root: Path, source: Source, name: str) -> Custom:
     files = sentence_files.read_plain(root) if is_reranker else sentence_files.read(root)
     opened = Checkpoint(files.folder, files.head_files)
     architecture, reason = _architecture(config, files, is_reranker=is_reranker)
-    separator = _separator(files, config) if is_reranker and reason is None else None
+    separator = _separator(files, config) if is_reranker else None
     manifest = Manifest(
         name=name,
         kind=Kind.RERANKER if is_reranker else Kind.EMBEDDING,

@@ -69,6 +69,7 @@ CONVERT_LAYERS: list[set[str]] = [
     {"reference", "tuning", "plot", "parity"},
     {"verify"},
     {"bake"},
+    {"exported_graph"},
     {"exporting"},
     {"any_model"},
     {"__main__"},

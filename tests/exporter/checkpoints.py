@@ -63,7 +63,7 @@ CHECKPOINTS: dict[str, Tiny] = {
         {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 2100}
         | {"max_position_embeddings": 130},
     ),
-    "mpnet-mean": Tiny("MPNetConfig", {**ROBERTA, "relative_attention_num_buckets": 8}, is_roberta=True),
+    "mpnet-mean": Tiny("MPNetConfig", ROBERTA, is_roberta=True),
     "deberta-v2-mean": Tiny(
         "DebertaV2Config",
         {**SIZES, "relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm"}
