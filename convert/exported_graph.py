@@ -30,14 +30,31 @@ def graph_of(model: onnx.ModelProto, recipe: Recipe, config: ExportedConfig, wei
     graph = Graph("exported")
     graph.input(INPUT_IDS, np.int64, ("batch", "tokens"))
     graph.input(ATTENTION_MASK, np.int64, ("batch", "tokens"))
-    for value in model.graph.input:
-        if value.name in (INPUT_IDS, ATTENTION_MASK):
-            continue
-        if value.name not in INPUTS:
-            raise BakeError(
-                f"the exported graph of {config.model_type} needs {value.name}, which no text has"
-            )
-        INPUTS[value.name](graph, recipe)
+    for name in (value.name for value in model.graph.input):
+        if name in INPUTS:
+            INPUTS[name](graph, recipe)
+        elif name not in (INPUT_IDS, ATTENTION_MASK):
+            raise BakeError(f"the exported graph of {config.model_type} needs {name}, which no text has")
+    _add_nodes(graph, model)
+    _keep_exact(graph)
+    wanted = LOGITS if Output.SCORES in recipe.manifest.outputs else STATES
+    names = [value.name for value in model.graph.output]
+    if wanted not in names:
+        raise BakeError(
+            f"the exported graph of {config.model_type} computes {', '.join(names)}, not {wanted}"
+        )
+    if wanted == LOGITS:
+        graph.op("Squeeze", Output.SCORES, [LOGITS, graph.value("scores.last_axis", [-1])])
+        graph.output(Output.SCORES, ("batch",))
+    else:
+        pooling = recipe.manifest.pooling
+        body = Body(graph, weights, STATES, config.hidden_size, pooling, dense=recipe.dense)
+        heads.add_outputs(body, recipe.manifest.outputs)
+    return graph
+
+
+def _add_nodes(graph: Graph, model: onnx.ModelProto) -> None:
+    """Take over nodes and constants; a node is named as its value, as everywhere here."""
     for initializer in model.graph.initializer:
         _add_constant(graph, initializer.name, initializer)
     for node in model.graph.node:
@@ -46,21 +63,16 @@ def graph_of(model: onnx.ModelProto, recipe: Recipe, config: ExportedConfig, wei
         else:
             node.name = node.output[0]
             graph.nodes.append(node)
-    names = {value.name for value in model.graph.output}
-    wanted = LOGITS if Output.SCORES in recipe.manifest.outputs else STATES
-    if wanted not in names:
-        raise BakeError(
-            f"the exported graph of {config.model_type} computes {', '.join(names)}, not {wanted}"
-        )
-    if wanted == LOGITS:
-        axis = graph.value("scores.last_axis", [-1])
-        graph.op("Squeeze", Output.SCORES, [LOGITS, axis])
-        graph.output(Output.SCORES, ("batch",))
-    else:
-        pooling = recipe.manifest.pooling
-        body = Body(graph, weights, STATES, config.hidden_size, pooling, dense=recipe.dense)
-        heads.add_outputs(body, recipe.manifest.outputs)
-    return graph
+
+
+def _keep_exact(graph: Graph) -> None:
+    """Keep linear layers as they are that no text goes through: relative positions have other shapes."""
+    of_text = {INPUT_IDS}
+    for node in graph.nodes:
+        if node.op_type != "Shape" and not of_text.isdisjoint(node.input):
+            of_text.update(node.output)
+        elif node.op_type == "MatMul":
+            graph.exact.add(node.name)
 
 
 def _add_constant(graph: Graph, name: str, tensor: onnx.TensorProto) -> None:

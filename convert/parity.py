@@ -31,7 +31,7 @@ class Expected:
 
 
 def built_in_texts(manifest: Manifest) -> list[str]:
-    """Return the texts that are compared; those of pairs are short, for how pairs are cut is not the graph's."""
+    """Return the texts that are compared; those of pairs are short, for the graph does not cut them."""
     found = texts.evaluation()[:NUM_TEXTS]
     if manifest.kind == Kind.RERANKER:
         return [text[: max(8, manifest.max_tokens // 8)] for text in found]

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of random weights in the usual layout, made by transformers itself. Needs the export extra."""
+"""Tiny checkpoints of random weights in the usual layout, made by transformers. Needs the export extra."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ ROBERTA = {**SIZES, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "ty
 RERANKER: dict[str, Any] = {"auto_class": "AutoModelForSequenceClassification", "pooling": None}
 ONE_LABEL = {**SIZES, "num_labels": 1}
 QWEN = {**SIZES, "hidden_size": 64, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
+DEBERTA = {
+    **SIZES, "relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm",
+    "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
+    "position_biased_input": False,
+}  # fmt: skip
 CHECKPOINTS: dict[str, Tiny] = {
     "bert-cls": Tiny("BertConfig", SIZES, "cls"),
     "bert-mean": Tiny("BertConfig", SIZES, "mean", prompts=PROMPTS),
@@ -64,12 +69,8 @@ CHECKPOINTS: dict[str, Tiny] = {
         | {"max_position_embeddings": 130},
     ),
     "mpnet-mean": Tiny("MPNetConfig", ROBERTA, is_roberta=True),
-    "deberta-v2-mean": Tiny(
-        "DebertaV2Config",
-        {**SIZES, "relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm"}
-        | {"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
-        | {"position_biased_input": False},
-    ),
+    "deberta-v2-mean": Tiny("DebertaV2Config", DEBERTA),
+    "deberta-v2-cross-encoder": Tiny("DebertaV2Config", {**DEBERTA, "num_labels": 1}, **RERANKER),
     "albert-mean": Tiny("AlbertConfig", {**SIZES, "embedding_size": 16}),
     "electra-cross-encoder": Tiny("ElectraConfig", {**ONE_LABEL, "embedding_size": 16}, **RERANKER),
     "modernbert-cls": Tiny(

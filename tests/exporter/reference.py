@@ -25,11 +25,8 @@ def of_transformers(folder: Path, tiny: Tiny, queries: Sequence[str], texts: Seq
     with torch.inference_mode():
         if tiny.is_reranker:
             for query in queries:
-                logits = [
-                    model(**tokenizer(query, text, truncation="longest_first", max_length=64, return_tensors="pt"))
-                    .logits[0, 0]
-                    for text in texts
-                ]  # fmt: skip
+                pairs = [tokenizer(query, text, return_tensors="pt") for text in texts]
+                logits = [model(**pair).logits[0, 0] for pair in pairs]
                 rows.append(torch.sigmoid(torch.stack(logits)).double().numpy())
             return np.stack(rows)
         for text in texts:
