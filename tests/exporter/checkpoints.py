@@ -34,7 +34,8 @@ class Tiny:
     is_roberta: bool = False  # its tokenizer
     dense_size: int = 0
     prompts: Mapping[str, str] | None = None
-    extra: Mapping[str, Any] | None = None  # of config.json, as older versions wrote it
+    has_only_words: bool = False  # vocab.txt in place of tokenizer.json
+    lowercases: bool = False  # before a tokenizer that knows letters of both cases
 
     @property
     def is_reranker(self) -> bool:
@@ -46,6 +47,10 @@ ROBERTA = {**SIZES, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "ty
 RERANKER: dict[str, Any] = {"auto_class": "AutoModelForSequenceClassification", "pooling": None}
 ONE_LABEL = {**SIZES, "num_labels": 1}
 QWEN = {**SIZES, "hidden_size": 64, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
+DISTILBERT = {
+    "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 2100,
+    "max_position_embeddings": 130,
+}  # fmt: skip
 DEBERTA = {
     **SIZES, "relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm",
     "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
@@ -56,6 +61,8 @@ CHECKPOINTS: dict[str, Tiny] = {
     "bert-mean": Tiny("BertConfig", SIZES, "mean", prompts=PROMPTS),
     "bert-dense": Tiny("BertConfig", SIZES, "mean", dense_size=24),
     "bert-plain": Tiny("BertConfig", SIZES, None),
+    "bert-words": Tiny("BertConfig", SIZES, has_only_words=True),
+    "bert-lowercasing": Tiny("BertConfig", SIZES, lowercases=True),
     "bert-cross-encoder": Tiny("BertConfig", ONE_LABEL, **RERANKER),
     "roberta-mean": Tiny("RobertaConfig", ROBERTA, is_roberta=True),
     "roberta-cross-encoder": Tiny("RobertaConfig", {**ROBERTA, "num_labels": 1}, is_roberta=True, **RERANKER),
@@ -63,11 +70,8 @@ CHECKPOINTS: dict[str, Tiny] = {
     "xlm-roberta-mean": Tiny("XLMRobertaConfig", ROBERTA, is_roberta=True, prompts=PROMPTS),
     "qwen3-last": Tiny("Qwen3Config", QWEN, "lasttoken", prompts={"query": "Instruct: find\nQuery:"}),
     "qwen2-last": Tiny("Qwen2Config", QWEN, "lasttoken"),
-    "distilbert-mean": Tiny(
-        "DistilBertConfig",
-        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 2100}
-        | {"max_position_embeddings": 130},
-    ),
+    "distilbert-mean": Tiny("DistilBertConfig", DISTILBERT),
+    "distilbert-words": Tiny("DistilBertConfig", DISTILBERT, "cls", has_only_words=True),
     "mpnet-mean": Tiny("MPNetConfig", ROBERTA, is_roberta=True),
     "deberta-v2-mean": Tiny("DebertaV2Config", DEBERTA),
     "deberta-v2-cross-encoder": Tiny("DebertaV2Config", {**DEBERTA, "num_labels": 1}, **RERANKER),
@@ -88,17 +92,15 @@ def write(folder: Path, tiny: Tiny, seed: int = 0) -> Path:
     """Write a checkpoint; norms and biases are far from 1 and 0, so that none can be missing."""
     torch.manual_seed(seed)
     config = getattr(transformers, tiny.config)(**tiny.sizes)
-    model = getattr(transformers, tiny.auto_class).from_config(config, torch_dtype=torch.float32).eval()
+    model = getattr(transformers, tiny.auto_class).from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = "norm" in name.lower() and name.endswith("weight")
             parameter.copy_(torch.randn_like(parameter) * 0.2 + is_norm)
     model.save_pretrained(folder)
     _tokenizer(tiny).save_pretrained(folder)
-    if tiny.extra:
-        _write_json(
-            folder / "config.json", json.loads((folder / "config.json").read_text()) | dict(tiny.extra)
-        )
+    if tiny.has_only_words:
+        _keep_only_words(folder, f"{tiny.config.removesuffix('Config')}Tokenizer")
     if tiny.pooling:
         _write_modules(folder, tiny)
     return folder
@@ -115,7 +117,9 @@ def _write_modules(folder: Path, tiny: Tiny) -> None:
     _write_json(folder / "modules.json", modules)
     flags = {f"pooling_mode_{mode}": tiny.pooling == name for name, mode in modes.items()}
     _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": _size(tiny), **flags})
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": False})
+    _write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": tiny.lowercases}
+    )
     if tiny.prompts:
         prompts = {"prompts": dict(tiny.prompts), "default_prompt_name": None}
         _write_json(folder / "config_sentence_transformers.json", prompts)
@@ -132,6 +136,16 @@ def _write_modules(folder: Path, tiny: Tiny) -> None:
         )
 
 
+def _keep_only_words(folder: Path, name: str) -> None:
+    """Leave what tokenizers had before tokenizer.json: a list of words and a few settings."""
+    words = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    for file in ("tokenizer.json", "special_tokens_map.json"):
+        (folder / file).unlink()
+    (folder / "vocab.txt").write_text("\n".join(sorted(words, key=words.__getitem__)) + "\n")
+    settings = {"tokenizer_class": name, "do_lower_case": True, "model_max_length": 64}
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
 def _size(tiny: Tiny) -> int:
     return int(tiny.sizes.get("hidden_size") or tiny.sizes["dim"])
 
@@ -145,7 +159,7 @@ def _tokenizer(tiny: Tiny) -> transformers.PreTrainedTokenizerFast:
     unknown = "<unk>" if tiny.is_roberta else "[UNK]"
     words = {piece: number for number, piece in enumerate(pieces)}
     native = Tokenizer(models.WordPiece(words, unk_token=unknown))
-    native.normalizer = normalizers.BertNormalizer()
+    native.normalizer = normalizers.BertNormalizer(lowercase=not tiny.lowercases)
     native.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     native.add_special_tokens([AddedToken(token, special=True) for token in special])
     if tiny.is_roberta:

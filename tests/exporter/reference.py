@@ -29,7 +29,7 @@ def of_transformers(folder: Path, tiny: Tiny, queries: Sequence[str], texts: Seq
                 logits = [model(**pair).logits[0, 0] for pair in pairs]
                 rows.append(torch.sigmoid(torch.stack(logits)).double().numpy())
             return np.stack(rows)
-        for text in texts:
+        for text in map(str.lower, texts) if tiny.lowercases else texts:
             states = model(**tokenizer(text, truncation=True, max_length=64, return_tensors="pt"))[0][
                 0
             ].double()
