@@ -128,7 +128,7 @@ def _table(found: list[Found]) -> str:
             "" if figure is None else f"{figure:.1e}" if figure < 0.5 else f"{figure:.7f}"
             for figure in (row.transformers, row.sentence_transformers)
         ]
-        lines.append(f"| {row.name} | {row.path} | {' | '.join(figures)} |")
+        lines.append(f"| `{row.name}` | {row.path} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
