@@ -64,7 +64,7 @@ gpu-check: $(VENV)/.test
 	$(BIN)/python -m tests.gpu_check $(GPU_CHECK)
 
 clean:
-	rm -rf $(VENV) .venv-clients build dist *.egg-info
+	rm -rf $(VENV) .venv-clients .venv-export build dist *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from convert import plot, verify
-from convert.bake import BakeRequest, Verification, bake
+from convert import any_model, plot, verify
+from convert.bake import BakeRequest, Prepared, Verification, bake
 from convert.catalog import RECIPES
 from convert.recipe import Recipe
 from service import manifest as contract
@@ -49,10 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.list:
             _print_catalog(options.out)
-        elif not options.models:
-            raise BakeError("name a model to bake, or --list to see them")
-        for name in options.models:
-            (_verify if is_verifying else _bake)(_recipe(name), options)
+        elif is_verifying:
+            _each(_verify, options)
+        elif options.source and not options.models:
+            _bake_any(options)
+        else:
+            _each(_bake, options)
     except (ProjectError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -60,6 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; bundles that were not announced as published are as they were", file=sys.stderr)
         return 130
     return 0
+
+
+def _each(command: Callable[[str, argparse.Namespace], None], options: argparse.Namespace) -> None:
+    """Run a command for every model named."""
+    if not options.models:
+        raise BakeError("name a model to bake, or --list to see them; any other is baked with --source")
+    if options.name:
+        raise BakeError("--name is for a model outside the catalog: give --source and no MODEL")
+    for name in options.models:
+        command(name, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,8 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="names of the catalog (--list)")
     parser.add_argument("--list", action="store_true", help="print the catalog")
     parser.add_argument(
-        "--source", metavar="DIR|HUB_ID[@REV]", help="checkpoint to read instead of the recipe's"
+        "--source",
+        metavar="DIR|HUB_ID[@REV]",
+        help="checkpoint to read instead of the recipe's; without MODEL: one that the catalog does not know",
     )
+    parser.add_argument("--name", help="of a model outside the catalog; default: as its source")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="where bundles are (%(default)s)")
     parser.add_argument("--precision", type=_precisions, help=f"comma-separated: {','.join(Precision)}")
     parser.add_argument(
@@ -120,25 +135,51 @@ def _recipe(name: str) -> Recipe:
     try:
         return RECIPES[name.rpartition("/")[2].lower()]
     except KeyError:
-        raise BakeError(f"{name!r} is not in the catalog; it has {', '.join(RECIPES)}") from None
+        raise BakeError(
+            f"{name!r} is not in the catalog; it has {', '.join(RECIPES)}. "
+            f"Any other model is baked with --source DIR|HUB_ID --name {name}, and no MODEL"
+        ) from None
 
 
-def _bake(recipe: Recipe, options: argparse.Namespace) -> None:
-    name = recipe.manifest.name
+def _bake_any(options: argparse.Namespace) -> None:
+    """Bake a model outside the catalog as its own files describe it."""
+    name = any_model.name_of(options.source, options.name)
+    if not _is_kept(name, options):
+        recipe, prepared, notes = any_model.prepared(options.source, name, offline=options.offline)
+        for note in notes:
+            print(f"{name}: {note}")
+        _publish(recipe, options, prepared)
+
+
+def _bake(name: str, options: argparse.Namespace) -> None:
+    recipe = _recipe(name)
+    if not _is_kept(recipe.manifest.name, options):
+        _publish(recipe, options)
+
+
+def _is_kept(name: str, options: argparse.Namespace) -> bool:
+    """Tell whether a sound bundle is there already, which only --force replaces."""
     folder = options.out / name
     if options.plot:
         raise BakeError("--plot goes with verify: python -m convert verify MODEL --plot")
-    if (folder / MANIFEST_FILE).exists() and not options.force:
-        try:
-            check_hashes(folder, contract.load(folder).files)
-        except BundleError as error:
-            print(f"{name}: baking again what is there: {error}")
-        else:
-            print(f"{name}: {folder} is there already; --force bakes it again")
-            return
+    if not (folder / MANIFEST_FILE).exists() or options.force:
+        return False
+    try:
+        check_hashes(folder, contract.load(folder).files)
+    except BundleError as error:
+        print(f"{name}: baking again what is there: {error}")
+        return False
+    print(f"{name}: {folder} is there already; --force bakes it again")
+    return True
+
+
+def _publish(recipe: Recipe, options: argparse.Namespace, prepared: Prepared | None = None) -> None:
+    name = recipe.manifest.name
+    folder = options.out / name
     request = BakeRequest(
         out=options.out,
         source=options.source,
+        prepared=prepared,
         precisions=options.precision or _kept_precisions(recipe, folder / MANIFEST_FILE),
         tasks=options.task,
         verification=options.verify,
@@ -159,9 +200,11 @@ def _kept_precisions(recipe: Recipe, manifest: Path) -> tuple[Precision, ...] | 
     return tuple(precision for precision in Precision if precision in names)
 
 
-def _verify(recipe: Recipe, options: argparse.Namespace) -> None:
+def _verify(name: str, options: argparse.Namespace) -> None:
     """Check hashes, quality and reference of a baked bundle and print the figures; change nothing."""
-    name = recipe.manifest.name
+    is_own = name not in RECIPES and (options.out / name / MANIFEST_FILE).exists()
+    recipe = None if is_own else _recipe(name)
+    name = recipe.manifest.name if recipe else name
     folder = options.out / name
     if options.plot:
         plot.check_installed()

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from convert import bundle, describe, progress, tuning, verify
+from convert import bundle, describe, parity, progress, tuning, verify
 from convert.build import GraphsByTask, build, tower, wanted_tasks
 from convert.checkpoint import Checkpoint
 from convert.graph import Graph
+from convert.parity import Expected
 from convert.quantize import quantize
 from convert.recipe import Recipe
 from convert.rewriting import linear_layers
@@ -18,7 +19,7 @@ from convert.source import locate
 from convert.tuning import Tuned
 from service.errors import BakeError
 from service.files import FileRecord
-from service.manifest import TOKENIZER_FILE, Manifest, Precision
+from service.manifest import TOKENIZER_FILE, Manifest, Precision, Source
 
 MIXED_PRECISIONS = frozenset({Precision.INT8_BLOCK, Precision.FP32})
 TUNED_PRECISIONS = frozenset({Precision.INT8, Precision.INT4})
@@ -33,6 +34,17 @@ class Verification(StrEnum):
     REQUIRE = "require"
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A checkpoint that was found already, with what stands in for its tokenizer and its layers."""
+
+    folder: Path
+    source: Source
+    tokenizer: bytes
+    graph: Graph | None = None  # made elsewhere; None: built of the weights
+    expected: Expected | None = None  # what the model itself answers, where that was computed
+
+
 @dataclass(frozen=True, kw_only=True)
 class BakeRequest:
     """What the command asks for."""
@@ -44,6 +56,7 @@ class BakeRequest:
     verification: Verification = Verification.AUTO
     mixture: Mapping[str, Precision] | None = None  # layers that int8 leaves to others; None: searched for
     offline: bool = False
+    prepared: Prepared | None = None  # of a model outside the catalog
 
 
 def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
@@ -52,18 +65,18 @@ def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
     Raises BakeError, with nothing published, when the checkpoint is wrong or a check fails.
     """
     tasks = wanted_tasks(recipe, request.tasks)
-    folder, source = locate(recipe, request.source, offline=request.offline)
-    opened = Checkpoint(folder, recipe.head_files)
-    tokenizer = _read_tokenizer(opened)
-    graphs = build(recipe, opened, tasks)
+    ready = request.prepared or _found(recipe, request)
+    opened = Checkpoint(ready.folder, recipe.head_files)
+    graphs: GraphsByTask = {None: ready.graph} if ready.graph else build(recipe, opened, tasks)
     vision_tower = tower(recipe, opened)
     wanted = request.precisions or recipe.precisions
     verifying = _is_verifying(graphs, request.verification, recipe.manifest.name)
     _check_mixture(request, graphs, wanted, verifying=verifying)
-    written = tuple(dict.fromkeys((*wanted, Precision.FP32))) if verifying else wanted
-    manifest = describe.with_variants(describe.described(recipe, opened, source), tasks, written)
+    needs_exact = verifying or ready.expected
+    written = tuple(dict.fromkeys((*wanted, Precision.FP32))) if needs_exact else wanted
+    manifest = describe.with_variants(describe.described(recipe, opened, ready.source), tasks, written)
     with bundle.staging(request.out, recipe.manifest.name) as staged:
-        files = {TOKENIZER_FILE: bundle.write_file(staged / TOKENIZER_FILE, tokenizer)}
+        files = {TOKENIZER_FILE: bundle.write_file(staged / TOKENIZER_FILE, ready.tokenizer)}
         tuned = Tuned(graphs)
         if verifying and TUNED_PRECISIONS & set(wanted):
             files |= _write(staged, {Precision.FP32: _named(graphs) | tuning.observing_graphs(graphs)})
@@ -72,16 +85,19 @@ def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
         manifest = replace(manifest, files=files)
         if verifying:
             manifest = verify.checked(staged, manifest, recipe)
-            _check_reference(manifest, recipe, is_published=request.source is None)
+            _check_reference(manifest, recipe, is_published=request.source is None and not request.prepared)
+        if ready.expected:
+            manifest = parity.checked(staged, manifest, ready.expected)
         manifest = _keep(staged, manifest, wanted)
         bundle.publish(staged, manifest)
     return manifest
 
 
-def _read_tokenizer(opened: Checkpoint) -> bytes:
-    if not opened.has_file(TOKENIZER_FILE):
-        raise BakeError(f"{opened.folder} has no {TOKENIZER_FILE}")
-    return (opened.folder / TOKENIZER_FILE).read_bytes()
+def _found(recipe: Recipe, request: BakeRequest) -> Prepared:
+    folder, source = locate(recipe, request.source, offline=request.offline)
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise BakeError(f"{folder} has no {TOKENIZER_FILE}")
+    return Prepared(folder, source, (folder / TOKENIZER_FILE).read_bytes())
 
 
 def _is_verifying(graphs: GraphsByTask, verification: Verification, name: str) -> bool:

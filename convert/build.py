@@ -19,6 +19,7 @@ from convert import (
 from convert.checkpoint import Checkpoint
 from convert.configs import Config
 from convert.decoder_config import DecoderConfig
+from convert.exported_config import ExportedConfig
 from convert.graph import Graph
 from convert.recipe import Recipe
 from convert.weights import Weights
@@ -99,9 +100,11 @@ def _graph(recipe: Recipe, config: Config, weights: Weights, token_ids: tuple[in
         return multimodal.build(weights, config, replace(recipe.manifest, outputs=outputs))
     if isinstance(config, DecoderConfig):
         return decoder_heads.build(decoder_heads.Head(weights, config, token_ids), recipe.manifest)
+    if isinstance(config, ExportedConfig):
+        raise BakeError(f"{config.model_type} has no graph of this converter's own")
     first_only = recipe.manifest.scoring == Scoring.CLASSIFIER
-    graph, hidden = encoder.build(weights, config, first_only=first_only)
-    body = heads.Body(graph, weights, hidden, config.hidden_size, recipe.manifest.pooling)
+    graph, hidden = encoder.build(weights, config, first_only=first_only, separator_id=recipe.separator_id)
+    body = heads.Body(graph, weights, hidden, config.hidden_size, recipe.manifest.pooling, dense=recipe.dense)
     heads.add_outputs(body, heads.available(recipe.manifest.outputs, weights))
     return graph
 

@@ -28,15 +28,22 @@ SAFETENSORS = ".safetensors"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 WEIGHTS_INDEXES = tuple(f"{name}.index.json" for name in WEIGHTS_FILES)
 NAME_PREFIXES = ("base_model.model.", "bert.", "roberta.", "model.", "language_model.")
-# torch parametrizations: the plain name of a tensor behind them, and of their own tensors.
-NAME_PARTS = ((".parametrizations.weight.original", ".weight"), (".parametrizations.weight.0.", "."))
+# The plain name of a tensor behind a torch parametrization, of its own tensors, and of older spellings.
+NAME_PARTS = (
+    (".parametrizations.weight.original", ".weight"),
+    (".parametrizations.weight.0.", "."),
+    ("LayerNorm.gamma", "LayerNorm.weight"),  # as the first BERT checkpoints were written
+    ("LayerNorm.beta", "LayerNorm.bias"),
+)
 
 
 class Checkpoint:
     """An open checkpoint: its config and its weights."""
 
     def __init__(self, folder: Path, head_files: Sequence[str] = ()) -> None:
-        """Open the folder; tensors of a head file come as `<stem>.<name>`, a missing one is a warning.
+        """Open the folder; tensors of a head file come as `<folder or stem>.<name>`.
+
+        A missing head file is a warning.
 
         Raises BakeError when it is not a checkpoint in Hugging Face layout.
         """
@@ -52,7 +59,8 @@ class Checkpoint:
                 continue
             path = folder / name
             self.weight_files.append(path)
-            tensors |= {f"{path.stem}.{name}": tensor for name, tensor in open_weights(path).items()}
+            prefix = Path(name).parent.name or path.stem
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in open_weights(path).items()}
         keyed = {name: replace(tensor, key=name) for name, tensor in tensors.items()}
         self.weights = Weights(keyed, f"the checkpoint in {folder}")
 
@@ -67,14 +75,20 @@ class Checkpoint:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises BakeError when it is missing or broken."""
+    content = read_json_value(path)
+    if not isinstance(content, dict):
+        raise BakeError(f"{path} is not a JSON object")
+    return content
+
+
+def read_json_value(path: Path) -> object:
+    """Read a JSON file. Raises BakeError when it is missing or broken."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: object = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BakeError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise BakeError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise BakeError(f"{path} is not a JSON object")
     return content
 
 

@@ -28,14 +28,15 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 def described(recipe: Recipe, opened: Checkpoint, source: Source) -> Manifest:
     """Fill in everything but variants and files. Raises BakeError on a wrong limit or size."""
     config = configs.read(recipe.architecture, opened.config)
+    dimensions = recipe.dense[-1].size if recipe.dense else config.hidden_size
     files = [*opened.weight_files, *lora.adapter_files(opened)]
     hashes = {str(path.relative_to(opened.folder)): sha256_of(path) for path in files}
     return replace(
         recipe.manifest,
         source=replace(source, sha256=hashes),
         max_tokens=_max_tokens(recipe, opened, config.max_positions),
-        dimensions=config.hidden_size,
-        default_dimensions=min(recipe.manifest.default_dimensions or config.hidden_size, config.hidden_size),
+        dimensions=dimensions,
+        default_dimensions=min(recipe.manifest.default_dimensions or dimensions, dimensions),
         vocabulary_size=config.vocabulary_size,
         is_decoder=isinstance(config, DecoderConfig),
         vision=_vision(recipe, opened),

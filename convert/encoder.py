@@ -16,11 +16,14 @@ from convert.weights import FLOAT32, Floats, Weights
 from service.errors import BakeError
 
 
-def build(weights: Weights, config: EncoderConfig, *, first_only: bool = False) -> tuple[Graph, str]:
+def build(
+    weights: Weights, config: EncoderConfig, *, first_only: bool = False, separator_id: int | None = None
+) -> tuple[Graph, str]:
     """Build the graph from token ids to the last hidden states; return it and the name of those states.
 
     Inputs: `input_ids`, `attention_mask` (batch, tokens) int64. States: (batch, tokens, hidden) float32;
     with `first_only` those of the first token alone, (batch, 1, hidden): the last layer computes no others.
+    With `separator_id` tokens behind the first of this id are of type 1.
     """
     if (found := weights.num_layers(config.layout.layer)) != config.num_layers:
         raise BakeError(f"{weights.origin} has {found} layers, its config.json says {config.num_layers}")
@@ -30,7 +33,7 @@ def build(weights: Weights, config: EncoderConfig, *, first_only: bool = False) 
     graph.op("Cast", "mask", [ATTENTION_MASK], {"to": 6})  # int32
     lowest = graph.op("ReduceMin", "mask.lowest", ["mask"], {"keepdims": 0})
     graph.op("Equal", "is_padded", [lowest, graph.value("zero.int32", 0, np.int32)])
-    hidden = _embeddings(graph, weights, config)
+    hidden = _embeddings(graph, weights, config, separator_id)
     for layer in range(config.num_layers):
         name = f"{config.layout.layer}.{layer}"
         context = _attention(graph, weights, config, name, hidden)
@@ -47,13 +50,18 @@ def _first_token(graph: Graph, value: str) -> str:
     return graph.op("Gather", f"{value}.first", [value, graph.value("first_token", [0])], {"axis": 1})
 
 
-def _embeddings(graph: Graph, weights: Weights, config: EncoderConfig) -> str:
-    """Sum word, adapter, position and type 0, then normalise."""
+def _embeddings(graph: Graph, weights: Weights, config: EncoderConfig, separator_id: int | None) -> str:
+    """Sum word, adapter, position and type, then normalise."""
     shape = (config.vocabulary_size, config.hidden_size)
     table = graph.constant("word_embeddings", weights.constant(f"{WORD_TABLE}.weight", shape))
     summed = graph.op("Gather", "words", [table, INPUT_IDS])
     if TABLE_A in weights:
         summed = graph.op("Add", "words.adapted", [summed, _word_update(graph, weights)])
+    if separator_id is not None:
+        table = graph.constant("second_type", _second_type(weights, config))
+        types = token_types(graph, separator_id)
+        update = graph.exact_op("Gather", "words.second_type", [table, types])
+        summed = graph.op("Add", "words.typed", [summed, update])
     if config.rotary_base is None:
         added = _positions(graph, weights, config)
     else:
@@ -107,6 +115,29 @@ def _token_type(weights: Weights, config: EncoderConfig) -> Constant:
     if types.shape[1:] != (config.hidden_size,):
         raise BakeError(f"the table of token types has shape {types.shape}, config.json says otherwise")
     return Constant(f"{types.key}[0]", types.shape[1:], FLOAT32, lambda: types.read()[0])
+
+
+def _second_type(weights: Weights, config: EncoderConfig) -> Constant:
+    """Make the (2, hidden) table of what is added to type 0, which every token has already."""
+    types = weights["embeddings.token_type_embeddings.weight"]
+
+    def read() -> Floats:
+        rows = types.read()
+        return np.stack([np.zeros_like(rows[0]), rows[1] - rows[0]])
+
+    return Constant(f"{types.key}[1]-[0]", (2, config.hidden_size), FLOAT32, read)
+
+
+def token_types(graph: Graph, separator_id: int) -> str:
+    """Return the name of 0 for the first text and the separator behind it, 1 for the second: (batch, tokens).
+
+    NOTE: a text that spells the separator itself, which no tokenizer escapes, is cut there.
+    """
+    is_separator = graph.op("Equal", "is_separator", [INPUT_IDS, graph.value("separator", separator_id)])
+    found = graph.op("Cast", "separators", [is_separator], {"to": 7})  # int64
+    axis = graph.value("tokens_axis", 1)
+    before = graph.op("CumSum", "separators.before", [found, axis], {"exclusive": 1})
+    return graph.op("Min", "token_types", [before, graph.value("second", 1)])
 
 
 def _attention(graph: Graph, weights: Weights, config: EncoderConfig, layer: str, hidden: str) -> str:

@@ -32,7 +32,9 @@ class Layout:
 LAYOUTS: dict[Architecture, Layout] = {
     Architecture.BERT: Layout(model_types=("bert",), position_type="absolute"),
     Architecture.XLM_ROBERTA: Layout(
-        model_types=("xlm-roberta",), position_type="absolute", skips_padding_positions=True
+        model_types=("xlm-roberta", "roberta", "camembert"),
+        position_type="absolute",
+        skips_padding_positions=True,
     ),
     Architecture.JINA_V3: Layout(
         model_types=("xlm-roberta", "jina_embeddings_v3"),

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from convert.encoder import linear
 from convert.graph import ATTENTION_MASK, Graph
+from convert.recipe import Dense
 from convert.weights import Weights
 from service.manifest import Output, Pooling
 
 COLBERT, SPARSE = "colbert_linear", "sparse_linear"
 MULTIVECTOR = "multi_vector_projector"
-CLASSIFIER = "classifier.dense", "classifier.out_proj"
+CLASSIFIERS = ("classifier.dense", "classifier.out_proj"), ("pooler.dense", "classifier")  # RoBERTa, BERT
 # What an optional head needs of the checkpoint; without it the bundle lacks the output.
 OPTIONAL = {
     Output.COLBERT: f"{COLBERT}.weight",
@@ -35,6 +36,12 @@ class Body:
     size: int
     pooling: Pooling
     pooled: str = ATTENTION_MASK  # (batch, tokens), 1 where a mean takes a token in
+    dense: tuple[Dense, ...] = ()
+
+    @property
+    def pooled_size(self) -> int:
+        """Return the size of the pooled vector."""
+        return self.dense[-1].size if self.dense else self.size
 
 
 def available(outputs: Sequence[Output], weights: Weights) -> tuple[Output, ...]:
@@ -47,11 +54,27 @@ def add_outputs(body: Body, outputs: Sequence[Output]) -> None:
     for output in outputs:
         head, shape = HEADS[output]
         body.graph.op("Identity", output, [head(body)])
-        body.graph.output(output, [body.size if dimension == "size" else dimension for dimension in shape])
+        sizes: dict[str, int] = {"size": body.size, "pooled_size": body.pooled_size}
+        body.graph.output(output, [sizes.get(dimension, dimension) for dimension in shape])
 
 
 def _pooled(body: Body) -> str:
-    return POOLINGS[body.pooling](body)
+    """Pool, then apply the dense layers: (batch, pooled_size)."""
+    value, size = POOLINGS[body.pooling](body), body.size
+    for layer in body.dense:
+        value = _dense(body, layer, value, size)
+        size = layer.size
+    return value
+
+
+def _dense(body: Body, layer: Dense, value: str, size: int) -> str:
+    graph, name = body.graph, f"{layer.folder}.linear"
+    weight = graph.constant(f"{name}.weight", body.weights.joined([f"{name}.weight"], (layer.size, size)))
+    value = graph.exact_op("MatMul", name, [value, weight])
+    if f"{name}.bias" in body.weights:
+        bias = graph.constant(f"{name}.bias", body.weights.constant(f"{name}.bias", (layer.size,)))
+        value = graph.op("Add", f"{name}.biased", [value, bias])
+    return graph.op(layer.activation, f"{name}.activated", [value]) if layer.activation else value
 
 
 def _mean(body: Body) -> str:
@@ -70,6 +93,15 @@ def _mean(body: Body) -> str:
 def _first(body: Body) -> str:
     """Take the state of the first token: (batch, size)."""
     return body.graph.op("Gather", "pool.first", [body.hidden, body.graph.value("pool.zero", 0)], {"axis": 1})
+
+
+def _last(body: Body) -> str:
+    """Take the state of the last token, padding being on the right: (batch, size)."""
+    graph, axis = body.graph, body.graph.value("pool.second_axis", [1])
+    mask = graph.op("Cast", "pool.mask.int64", [ATTENTION_MASK], {"to": 7})
+    lengths = graph.op("ReduceSum", "pool.lengths", [mask, axis], {"keepdims": 1})  # (batch, 1)
+    last = graph.op("Sub", "pool.last", [lengths, graph.value("pool.one", 1)])
+    return graph.op("GatherND", "pool.last_state", [body.hidden, last], {"batch_dims": 1})
 
 
 def _states(body: Body) -> str:
@@ -97,7 +129,9 @@ def _multivector(body: Body) -> str:
 
 def _score(body: Body) -> str:
     """Classify by the state of the first token: one logit a row, (batch,)."""
-    dense, projection = CLASSIFIER
+    dense, projection = next(
+        (names for names in CLASSIFIERS if f"{names[0]}.weight" in body.weights), CLASSIFIERS[0]
+    )
     activated = body.graph.op("Tanh", "classifier.tanh", [_linear(body, dense, _first(body), body.size)])
     logits = _linear(body, projection, activated, 1)  # (batch, 1)
     return body.graph.op(
@@ -111,9 +145,13 @@ def _linear(body: Body, name: str, value: str, num_outputs: int) -> str:
     return linear(body.graph, body.weights, name, value, (num_outputs, body.size))
 
 
-POOLINGS: dict[Pooling, Callable[[Body], str]] = {Pooling.MEAN: _mean, Pooling.CLS: _first}
+POOLINGS: dict[Pooling, Callable[[Body], str]] = {
+    Pooling.MEAN: _mean,
+    Pooling.CLS: _first,
+    Pooling.LAST: _last,
+}
 HEADS: dict[Output, tuple[Callable[[Body], str], tuple[str, ...]]] = {
-    Output.POOLED: (_pooled, ("batch", "size")),
+    Output.POOLED: (_pooled, ("batch", "pooled_size")),
     Output.TOKEN_EMBEDDINGS: (_states, ("batch", "tokens", "size")),
     Output.SPARSE: (_sparse, ("batch", "tokens")),
     Output.COLBERT: (_colbert, ("batch", "tokens", "colbert_size")),

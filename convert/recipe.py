@@ -22,6 +22,7 @@ class Architecture(StrEnum):
     QWEN2 = "qwen2"
     QWEN3 = "qwen3"
     QWEN2_5_VL = "qwen2.5-vl"
+    EXPORTED = "exported"  # by the exporter, whatever it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,15 @@ class PublishedCosines:
     query_task: str | None = None
     document_task: str | None = None
     tolerance: float = 0.01  # theirs were computed in bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A linear layer on the pooled vector, as sentence-transformers has it in a folder of its own."""
+
+    folder: str
+    size: int  # of the result
+    activation: str | None = None  # an operator of ONNX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +63,9 @@ class Recipe:
     published_states: str | None = None  # token states that the model's authors or their porters published
     reference_tolerance: float = 2e-5  # largest difference of a unit vector's component
     published_cosines: PublishedCosines | None = None  # of texts in the model's README
+    dense: tuple[Dense, ...] = ()  # on the pooled vector, one after the other
+    separator_id: int | None = None  # of pairs: what follows it is of token type 1; None: there is one type
+    lowercases: bool = False  # texts, before they are tokenized
 
     def __post_init__(self) -> None:
         """Refuse a recipe that could not be served."""

@@ -12,6 +12,17 @@ from service.manifest import Source
 GIVEN_FILES = tuple(dict.fromkeys((*SAFE_FILES, *TORCH_FILES)))  # another repository may have either format
 
 
+CUSTOM_FILES = (*GIVEN_FILES, "README.md", "vocab.txt", "*.model", "*_Dense/*", "merges.txt")
+
+
+def locate_given(given: str, *, offline: bool) -> tuple[Path, Source]:
+    """Find the checkpoint of a model outside the catalog: a folder, else on the hub."""
+    if Path(given).is_dir():
+        return Path(given), Source(id=Path(given).resolve().name)
+    known = _hub_source(given)
+    return checkpoint.download(known, CUSTOM_FILES, offline=offline), known
+
+
 def locate(recipe: Recipe, given: str | None, *, offline: bool) -> tuple[Path, Source]:
     """Find the checkpoint's folder: `--source`, else the package that ships it, else the hub."""
     if given is not None and Path(given).is_dir():
@@ -19,11 +30,15 @@ def locate(recipe: Recipe, given: str | None, *, offline: bool) -> tuple[Path, S
         return folder, Source(id=folder.resolve().name)
     known = recipe.manifest.source
     if given is not None:
-        repository, _, revision = given.partition("@")
-        if repository.count("/") != 1:
-            raise BakeError(f"--source {given!r} is neither a folder nor a hub id (owner/name[@REV])")
-        known = Source(id=repository, revision=revision or None)
+        known = _hub_source(given)
     elif recipe.package and (found := checkpoint.package_folder(recipe.package)):
         return found, known
     patterns = recipe.hub_files if given is None else GIVEN_FILES
     return checkpoint.download(known, patterns, offline=offline), known
+
+
+def _hub_source(given: str) -> Source:
+    repository, _, revision = given.partition("@")
+    if repository.count("/") != 1:
+        raise BakeError(f"--source {given!r} is neither a folder nor a hub id (owner/name[@REV])")
+    return Source(id=repository, revision=revision or None)

@@ -39,10 +39,12 @@ def fits_memory(fp32_bytes: int) -> bool:
     return room is None or fp32_bytes * FP32_MEMORY_FACTOR < room
 
 
-def checked(folder: Path, manifest: Manifest, recipe: Recipe) -> Manifest:
+def checked(folder: Path, manifest: Manifest, recipe: Recipe | None) -> Manifest:
     """Measure every variant, compare fp32 with the recipe's reference; return the figures in the manifest."""
     with progress.bar(len(manifest.variants) * len(texts.evaluation()), "verify", "text") as bar:
         manifest = verified(folder, manifest, bar.update)
+    if recipe is None:
+        return manifest
     variants = tuple(
         replace(variant, reference=reference.compared(folder, manifest, recipe, variant))
         for variant in manifest.variants

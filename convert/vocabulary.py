@@ -1,13 +1,16 @@
-"""Token ids, looked up in a checkpoint's own tokenizer. Knows no model."""
+"""Token ids and special tokens, looked up in a checkpoint's own tokenizer. Knows no model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from service.errors import BakeError
+
+WORD_PIECES = "vocab.txt"
+TWO_TEXTS = ("a", "b")
 
 
 def ids_of(path: Path, tokens: Sequence[str]) -> tuple[int, ...]:
@@ -23,3 +26,47 @@ def ids_of(path: Path, tokens: Sequence[str]) -> tuple[int, ...]:
     if missing:
         raise BakeError(f"{path} has no token {', '.join(missing)}, which this model needs")
     return tuple(token_id for token_id in found.values() if token_id is not None)
+
+
+def separator_id(tokenizer: bytes) -> int | None:
+    """Return the id of the token before the second of two texts; None where their tokens are of one type.
+
+    Raises BakeError for a tokenizer that is broken.
+    """
+    found = _opened(tokenizer).encode(*TWO_TEXTS)
+    if 1 not in found.type_ids:
+        return None
+    return int(found.ids[found.type_ids.index(1) - 1])
+
+
+def lowercased(tokenizer: bytes) -> bytes:
+    """Return the tokenizer with texts made lower-case before all else. Raises BakeError."""
+    opened = _opened(tokenizer)
+    steps = [normalizers.Lowercase(), *([opened.normalizer] if opened.normalizer else [])]
+    opened.normalizer = normalizers.Sequence(steps)
+    return str(opened.to_str()).encode()
+
+
+def of_word_pieces(path: Path, *, lowercases: bool) -> bytes:
+    """Make BERT's tokenizer of its list of word pieces. Raises BakeError where a special token is missing."""
+    try:
+        pieces = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BakeError(f"{path} cannot be read: {error}") from error
+    ids = {piece: number for number, piece in enumerate(pieces) if piece or number + 1 < len(pieces)}
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    if missing := [token for token in special if token not in ids]:
+        raise BakeError(f"{path} has no token {', '.join(missing)}, which BERT's tokenizer needs")
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercases)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    tokenizer.add_special_tokens(special)
+    return str(tokenizer.to_str()).encode()
+
+
+def _opened(tokenizer: bytes) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(tokenizer.decode())
+    except Exception as error:  # the library raises plain Exception
+        raise BakeError(f"the tokenizer cannot be read: {error}") from error

@@ -52,7 +52,10 @@ class EmbeddingsBody(msgspec.Struct):
     ] = None
     prompt_name: Annotated[
         str | None,
-        Meta(description="`query` or `passage`: completes a task of jina-code-embeddings or -v4."),
+        Meta(
+            description="`query` or `passage`: completes a task of jina-code-embeddings or -v4. Of a model "
+            "outside the catalog: one of its own prompts."
+        ),
     ] = None
     late_chunking: Annotated[
         bool | None,

@@ -128,6 +128,7 @@ class Manifest:
     tasks: tuple[Task, ...] = ()
     default_task: str | None = None  # of requests that name none
     has_prompt_names: bool = False  # a task `x.query` may be asked for as `x` with prompt_name `query`
+    has_prompts: bool = False  # tasks are prompts of the checkpoint's own: prompt_name may name them too
     late_chunking: bool = False
     late_chunking_refusal: str = "Model {model} does not support late_chunking."
     scoring: Scoring | None = None  # of a reranker

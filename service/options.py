@@ -95,6 +95,8 @@ def task_of(manifest: Manifest, options: EmbedOptions) -> Task | None:
 def _task_name(manifest: Manifest, options: EmbedOptions) -> str | None:
     """Complete a task by its side: that of `prompt_name`, else the query's."""
     name, side = options.task, options.prompt_name
+    if manifest.has_prompts and side is not None:
+        return _prompt(manifest, name, side)
     if not manifest.has_prompt_names:
         return manifest.default_task if name is None else name
     if side is not None and side not in SIDES:
@@ -119,6 +121,23 @@ def _task_name(manifest: Manifest, options: EmbedOptions) -> str | None:
             code="conflicting_fields",
         )
     return name
+
+
+def _prompt(manifest: Manifest, task: str | None, prompt: str) -> str:
+    """Return the task that is the prompt of this name. Raises InvalidRequest."""
+    if prompt not in manifest.task_names:
+        raise InvalidRequest(
+            f"'prompt_name' is {prompt[:100]!r}; use one of {', '.join(manifest.task_names)}.",
+            param="prompt_name",
+            code="invalid_prompt_name",
+        )
+    if task not in (None, prompt):
+        raise InvalidRequest(
+            f"'prompt_name' is {prompt!r} against 'task' {str(task)[:100]!r}; leave one of them out.",
+            param="prompt_name",
+            code="conflicting_fields",
+        )
+    return prompt
 
 
 def dimensions_of(manifest: Manifest, options: EmbedOptions) -> int:

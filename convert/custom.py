@@ -1,0 +1,172 @@
+"""A recipe for a model outside the catalog, made of what its checkpoint says of itself.
+
+Chooses between a graph of this converter's own and one of the exporter's; builds neither.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert import configs, sentence_files, vocabulary
+from convert.checkpoint import CONFIG_FILE, Checkpoint, read_json
+from convert.recipe import Architecture, Recipe
+from convert.sentence_files import TOKENIZER_CONFIG, SentenceFiles
+from service.errors import BakeError
+from service.manifest import TOKENIZER_FILE, Kind, Manifest, Output, Pooling, Scoring, Source
+
+ARCHITECTURES = {  # by model_type
+    "bert": Architecture.BERT,
+    "roberta": Architecture.XLM_ROBERTA,
+    "camembert": Architecture.XLM_ROBERTA,
+    "xlm-roberta": Architecture.XLM_ROBERTA,
+    "qwen2": Architecture.QWEN2,
+    "qwen3": Architecture.QWEN3,
+}
+DECODERS = (Architecture.QWEN2, Architecture.QWEN3)
+CLASSIFIER = "ForSequenceClassification"
+AUTO_CLASSES = ("AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer")
+UNKNOWN = "unknown"
+CARD = "README.md"
+LICENCE = re.compile(r"^(license|license_name): *[\"']?([^\"'\n#]+?)[\"']? *$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A recipe, the folder of the weights, why the exporter is needed if it is, what the user must know."""
+
+    recipe: Recipe
+    folder: Path
+    reason: str | None
+    notes: tuple[str, ...] = ()
+
+
+def described(root: Path, source: Source, name: str) -> Custom:
+    """Make the recipe of a checkpoint. Raises BakeError for what cannot be served, with the reason."""
+    has_config = (root / CONFIG_FILE).is_file()
+    folder = root if has_config else sentence_files.read(root).folder
+    config = read_json(folder / CONFIG_FILE)
+    _refuse_own_code(folder / CONFIG_FILE, config)
+    is_reranker = _is_reranker(folder / CONFIG_FILE, config)
+    files = sentence_files.read_plain(root) if is_reranker else sentence_files.read(root)
+    opened = Checkpoint(files.folder, files.head_files)
+    architecture, reason = _architecture(config, files, is_reranker=is_reranker)
+    separator = _separator(files, config) if is_reranker else None
+    manifest = Manifest(
+        name=name,
+        kind=Kind.RERANKER if is_reranker else Kind.EMBEDDING,
+        pooling=Pooling.CLS if is_reranker else files.pooling,
+        outputs=(Output.SCORES,) if is_reranker else (Output.POOLED,),
+        scoring=Scoring.CLASSIFIER if is_reranker else None,
+        licence=_licence(root),
+        owned_by=source.id.rpartition("/")[0] or UNKNOWN,
+        source=source,
+        max_tokens=files.max_tokens,
+        tasks=files.tasks,
+        default_task=files.default_task,
+        has_prompts=bool(files.tasks),
+    )
+    recipe = Recipe(
+        manifest=manifest,
+        architecture=architecture,
+        num_parameters=sum(math.prod(tensor.shape) for tensor in opened.weights.tensors.values()),
+        head_files=files.head_files,
+        dense=files.dense,
+        separator_id=separator,
+        lowercases=files.lowercases,
+    )
+    return Custom(recipe, files.folder, reason, _notes(files, is_reranker=is_reranker))
+
+
+def tokenizer_of(folder: Path, config: Mapping[str, Any], *, lowercases: bool) -> bytes | None:
+    """Return the tokenizer, made of BERT's list of words where that is all there is; None: of neither."""
+    path, words = folder / TOKENIZER_FILE, folder / vocabulary.WORD_PIECES
+    if path.is_file():
+        content = path.read_bytes()
+    elif words.is_file() and config.get("model_type") == "bert":
+        settings = folder / TOKENIZER_CONFIG
+        lowers = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+        content = vocabulary.of_word_pieces(words, lowercases=bool(lowers))
+    else:
+        return None
+    return adapted(content, lowercases=lowercases)
+
+
+def adapted(tokenizer: bytes, *, lowercases: bool) -> bytes:
+    """Return the tokenizer with what sentence-transformers does to texts before it."""
+    return vocabulary.lowercased(tokenizer) if lowercases else tokenizer
+
+
+def _refuse_own_code(path: Path, config: Mapping[str, Any]) -> None:
+    own = config.get("auto_map")
+    if isinstance(own, Mapping) and (names := [name for name in AUTO_CLASSES if name in own]):
+        raise BakeError(
+            f"{path} names code of the checkpoint's own for {', '.join(names)} (auto_map, model_type "
+            f"{config.get('model_type')!r}): it would need trust_remote_code, which is never on"
+        )
+
+
+def _is_reranker(path: Path, config: Mapping[str, Any]) -> bool:
+    """Tell a cross-encoder by its class. Raises BakeError where it has more than one label."""
+    classes = [str(name) for name in config.get("architectures") or ()]
+    if not any(name.endswith(CLASSIFIER) for name in classes):
+        return False
+    labels = config.get("id2label")
+    num_labels = len(labels) if isinstance(labels, Mapping) else int(config.get("num_labels") or 2)
+    if num_labels != 1:
+        raise BakeError(
+            f"{path} is of a classifier with {num_labels} labels ({', '.join(classes)}): only cross-encoders "
+            "with one label can be served, as rerankers"
+        )
+    return True
+
+
+def _architecture(
+    config: Mapping[str, Any], files: SentenceFiles, *, is_reranker: bool
+) -> tuple[Architecture, str | None]:
+    """Choose how the graph is made; return it and why the exporter must make it, None where it need not."""
+    kind = config.get("model_type")
+    architecture = ARCHITECTURES.get(str(kind))
+    if architecture is None:
+        return Architecture.EXPORTED, f"model_type {kind!r} has no graph of this converter's own"
+    try:
+        configs.read(architecture, config)
+    except BakeError as error:
+        return Architecture.EXPORTED, str(error)
+    if architecture in DECODERS:
+        if is_reranker or files.pooling != Pooling.LAST or files.dense:
+            return Architecture.EXPORTED, f"{kind} is built with the pooling of the last token alone"
+        if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
+            return Architecture.EXPORTED, f"{kind} is built with causal attention alone"
+    return architecture, None
+
+
+def _separator(files: SentenceFiles, config: Mapping[str, Any]) -> int | None:
+    """Return the token behind which the second text of a pair begins, where the model has a type for it."""
+    tokenizer = tokenizer_of(files.folder, config, lowercases=files.lowercases)
+    if int(config.get("type_vocab_size") or 0) < 2 or tokenizer is None:
+        return None
+    return vocabulary.separator_id(tokenizer)
+
+
+def _licence(root: Path) -> str:
+    """Read the licence from the model card's head."""
+    path = root / CARD
+    if not path.is_file():
+        return UNKNOWN
+    parts = path.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return UNKNOWN
+    found = dict(LICENCE.findall(parts[1]))
+    licence: str = found.get("license", UNKNOWN)
+    return str(found.get("license_name", licence)) if licence == "other" else licence
+
+
+def _notes(files: SentenceFiles, *, is_reranker: bool) -> tuple[str, ...]:
+    if is_reranker or files.has_modules:
+        return ()
+    return (f"it has no {sentence_files.MODULES_FILE}: pooled by mean, as sentence-transformers does",)

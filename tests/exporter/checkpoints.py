@@ -1,0 +1,183 @@
+"""Tiny checkpoints of random weights in the usual layout, made by transformers. Needs the export extra."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "vocab_size": 2100, "max_position_embeddings": 130,
+}  # fmt: skip
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+PROMPTS = {"query": "query: ", "document": "passage: "}
+MODULES = "sentence_transformers.models"
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A checkpoint to make: a config of transformers, and what stands beside it."""
+
+    config: str
+    sizes: Mapping[str, Any]
+    pooling: str | None = "mean"  # None: no modules.json
+    auto_class: str = "AutoModel"
+    is_roberta: bool = False  # its tokenizer
+    dense_size: int = 0
+    prompts: Mapping[str, str] | None = None
+    has_only_words: bool = False  # vocab.txt in place of tokenizer.json
+    lowercases: bool = False  # before a tokenizer that knows letters of both cases
+
+    @property
+    def is_reranker(self) -> bool:
+        """Tell whether it scores pairs."""
+        return self.auto_class == "AutoModelForSequenceClassification"
+
+
+ROBERTA = {**SIZES, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
+RERANKER: dict[str, Any] = {"auto_class": "AutoModelForSequenceClassification", "pooling": None}
+ONE_LABEL = {**SIZES, "num_labels": 1}
+QWEN = {**SIZES, "hidden_size": 64, "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
+DISTILBERT = {
+    "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 2100,
+    "max_position_embeddings": 130,
+}  # fmt: skip
+DEBERTA = {
+    **SIZES, "relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm",
+    "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
+    "position_biased_input": False,
+}  # fmt: skip
+CHECKPOINTS: dict[str, Tiny] = {
+    "bert-cls": Tiny("BertConfig", SIZES, "cls"),
+    "bert-mean": Tiny("BertConfig", SIZES, "mean", prompts=PROMPTS),
+    "bert-dense": Tiny("BertConfig", SIZES, "mean", dense_size=24),
+    "bert-plain": Tiny("BertConfig", SIZES, None),
+    "bert-words": Tiny("BertConfig", SIZES, has_only_words=True),
+    "bert-lowercasing": Tiny("BertConfig", SIZES, lowercases=True),
+    "bert-cross-encoder": Tiny("BertConfig", ONE_LABEL, **RERANKER),
+    "roberta-mean": Tiny("RobertaConfig", ROBERTA, is_roberta=True),
+    "roberta-cross-encoder": Tiny("RobertaConfig", {**ROBERTA, "num_labels": 1}, is_roberta=True, **RERANKER),
+    "camembert-mean": Tiny("CamembertConfig", ROBERTA, is_roberta=True),
+    "xlm-roberta-mean": Tiny("XLMRobertaConfig", ROBERTA, is_roberta=True, prompts=PROMPTS),
+    "qwen3-last": Tiny("Qwen3Config", QWEN, "lasttoken", prompts={"query": "Instruct: find\nQuery:"}),
+    "qwen2-last": Tiny("Qwen2Config", QWEN, "lasttoken"),
+    "distilbert-mean": Tiny("DistilBertConfig", DISTILBERT),
+    "distilbert-words": Tiny("DistilBertConfig", DISTILBERT, "cls", has_only_words=True),
+    "mpnet-mean": Tiny("MPNetConfig", ROBERTA, is_roberta=True),
+    "deberta-v2-mean": Tiny("DebertaV2Config", DEBERTA),
+    "deberta-v2-cross-encoder": Tiny("DebertaV2Config", {**DEBERTA, "num_labels": 1}, **RERANKER),
+    "albert-mean": Tiny("AlbertConfig", {**SIZES, "embedding_size": 16}),
+    "electra-cross-encoder": Tiny("ElectraConfig", {**ONE_LABEL, "embedding_size": 16}, **RERANKER),
+    "modernbert-cls": Tiny(
+        "ModernBertConfig",
+        {**SIZES, "pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2}
+        | {"eos_token_id": 3, "local_attention": 16, "global_attn_every_n_layers": 2},
+        "cls",
+    ),
+    "bert-relu": Tiny("BertConfig", {**SIZES, "hidden_act": "relu"}, "mean"),
+    "qwen3-mean": Tiny("Qwen3Config", QWEN, "mean"),
+}
+
+
+def write(folder: Path, tiny: Tiny, seed: int = 0) -> Path:
+    """Write a checkpoint; norms and biases are far from 1 and 0, so that none can be missing."""
+    torch.manual_seed(seed)
+    config = getattr(transformers, tiny.config)(**tiny.sizes)
+    model = getattr(transformers, tiny.auto_class).from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm = "norm" in name.lower() and name.endswith("weight")
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + is_norm)
+    model.save_pretrained(folder)
+    _tokenizer(tiny).save_pretrained(folder)
+    if tiny.has_only_words:
+        _keep_only_words(folder, f"{tiny.config.removesuffix('Config')}Tokenizer")
+    if tiny.pooling:
+        _write_modules(folder, tiny)
+    return folder
+
+
+def _write_modules(folder: Path, tiny: Tiny) -> None:
+    modes = {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken"}
+    names = ["Transformer", "Pooling", *(["Dense"] if tiny.dense_size else []), "Normalize"]
+    modules = [
+        {"idx": number, "name": str(number), "path": "" if number == 0 else f"{number}_{name}"}
+        | {"type": f"{MODULES}.{name}"}
+        for number, name in enumerate(names)
+    ]
+    _write_json(folder / "modules.json", modules)
+    flags = {f"pooling_mode_{mode}": tiny.pooling == name for name, mode in modes.items()}
+    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": _size(tiny), **flags})
+    _write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": tiny.lowercases}
+    )
+    if tiny.prompts:
+        prompts = {"prompts": dict(tiny.prompts), "default_prompt_name": None}
+        _write_json(folder / "config_sentence_transformers.json", prompts)
+    (folder / f"{len(modules) - 1}_Normalize").mkdir(exist_ok=True)
+    if tiny.dense_size:
+        layer = torch.nn.Linear(32, tiny.dense_size)
+        dense = folder / "2_Dense"
+        sizes = {"in_features": 32, "out_features": tiny.dense_size, "bias": True}
+        _write_json(
+            dense / "config.json", {**sizes, "activation_function": "torch.nn.modules.activation.Tanh"}
+        )
+        torch.save(
+            {"linear.weight": layer.weight.data, "linear.bias": layer.bias.data}, dense / "pytorch_model.bin"
+        )
+
+
+def _keep_only_words(folder: Path, name: str) -> None:
+    """Leave what tokenizers had before tokenizer.json: a list of words and a few settings."""
+    words = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    for file in ("tokenizer.json", "special_tokens_map.json"):
+        (folder / file).unlink()
+    (folder / "vocab.txt").write_text("\n".join(sorted(words, key=words.__getitem__)) + "\n")
+    settings = {"tokenizer_class": name, "do_lower_case": True, "model_max_length": 64}
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _size(tiny: Tiny) -> int:
+    return int(tiny.sizes.get("hidden_size") or tiny.sizes["dim"])
+
+
+def _tokenizer(tiny: Tiny) -> transformers.PreTrainedTokenizerFast:
+    """Make a WordPiece tokenizer of single characters with the special tokens and types of its family."""
+    special = list(ROBERTA_TOKENS if tiny.is_roberta else BERT_TOKENS)
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    pieces = [*special, *characters, *(f"##{character}" for character in characters)]
+    pieces += [f"[unused{number}]" for number in range(2100 - len(pieces))]
+    unknown = "<unk>" if tiny.is_roberta else "[UNK]"
+    words = {piece: number for number, piece in enumerate(pieces)}
+    native = Tokenizer(models.WordPiece(words, unk_token=unknown))
+    native.normalizer = normalizers.BertNormalizer(lowercase=not tiny.lowercases)
+    native.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    native.add_special_tokens([AddedToken(token, special=True) for token in special])
+    if tiny.is_roberta:
+        template = {"single": "<s> $A </s>", "pair": "<s> $A </s> </s> $B </s>"}
+        names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    else:
+        template = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
+        names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    native.post_processor = processors.TemplateProcessing(
+        **template, special_tokens=[(names[key], words[names[key]]) for key in ("cls_token", "sep_token")]
+    )
+    has_types = tiny.config in ("BertConfig", "ElectraConfig", "AlbertConfig", "DebertaV2Config")
+    inputs = ["input_ids", *(["token_type_ids"] if has_types else []), "attention_mask"]
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=native, unk_token=unknown, model_max_length=64, model_input_names=inputs, **names
+    )
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
