@@ -20,9 +20,10 @@ from service.tickets import Ticket
 
 HALF_LIFE_SECONDS = 10.0  # after which what was computed counts half in the speed of the queue
 MAX_RETRY_SECONDS = 3600
-# Once one is refused, all are, until the queue has room for it or so much of itself: else small ones alone
-# would come in, batches never.
+# Small requests fill the queue up to this share, and once one is refused, all are, until the queue has room
+# for it or is down to this: else batches, of which fewer come, would find it full whenever they do.
 CLOSED_SHARE = 15 / 16
+SMALL_SHARE = 1 / 256  # of the queue, that a small request has
 LEAST_SHARED_TOKENS = 16_384  # that every large request counts for: a shorter queue is worked off in a moment
 
 
@@ -91,7 +92,8 @@ class Admission:
             limit = self._limits.max_tokens
             is_whole = is_held or num_tokens <= max(limit, LEAST_SHARED_TOKENS)
             num_counted = num_tokens if is_whole else max(limit // 2 + 1, LEAST_SHARED_TOKENS)
-            excess = self._counts.tokens + num_counted - limit
+            is_small = num_counted <= limit * SMALL_SHARE and limit > LEAST_SHARED_TOKENS
+            excess = self._counts.tokens + num_counted - (limit * CLOSED_SHARE if is_small else limit)
             if self._counts.tokens > 0 and (excess > 0 or self._is_closed()):
                 self._open_below = min(self._open_below, max(limit - num_counted, limit * CLOSED_SHARE))
                 reason = (

@@ -6,11 +6,14 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 SERVER_SOCKET = "gunicorn.socket"  # where the server keeps a request's connection in its environment
 # The other side sends no more, seen even behind bytes that nobody has read yet. macOS has no such event.
 END_OF_STREAM: int = getattr(select, "POLLRDHUP", 0)
+END_OF_HEAD = b"\r\n\r\n"
+USUAL_HEAD, LONGEST_HEAD = 1 << 12, 1 << 16  # bytes
 BROKEN = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 IsGone = Callable[[], bool]
@@ -44,6 +47,32 @@ def is_readable(connection: socket.socket, milliseconds: int) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(milliseconds))
+
+
+def has_head(connection: socket.socket) -> bool:
+    """Look whether a request's head has come; where it has not, wake whoever waits by more bytes of it alone.
+
+    What cannot be looked into, or is longer than a head should be, counts as one.
+    """
+    for num_bytes in (USUAL_HEAD, LONGEST_HEAD):
+        try:
+            found = connection.recv(num_bytes, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except (OSError, ValueError):  # broken, or TLS
+            return True
+        if not found or END_OF_HEAD in found:
+            return True
+        if len(found) < num_bytes:
+            wake_by(connection, len(found) + 1)
+            return False
+    return True
+
+
+def wake_by(connection: socket.socket, num_bytes: int) -> None:
+    """Let a connection count as readable from so many bytes on, or at its end."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, num_bytes)
 
 
 def limit_stalls(connection: socket.socket, seconds: float) -> None:

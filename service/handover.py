@@ -48,7 +48,7 @@ class Handover:
     def manage_workers(self) -> None:
         """Start missing workers; end those of before the reload once all after it are ready."""
         server, outdated = self._server, self._outdated()
-        self._serving[0] = any(map(_serves, server.WORKERS.values()))
+        self._serving[0] = self._is_any_serving()
         if not outdated:
             self._plain_manage()
             if self._is_asked_again:
@@ -65,7 +65,7 @@ class Handover:
     def prepare(self, worker: Any) -> None:
         """Let a worker that is about to be forked hold back where others serve, now or before it does."""
         worker.serving = self._serving
-        worker.holds_back = any(map(_serves, (*self._server.WORKERS.values(), *self._hidden)))
+        self._serving[0] = worker.holds_back = self._is_any_serving()
 
     def stop(self, graceful: bool = True) -> None:
         """End all workers; first, if gracefully, turn new clients away and take those that have connected."""
@@ -74,6 +74,9 @@ class Handover:
         if graceful and not is_shared and sys.platform == "linux" and listening.turn_away(server.LISTENERS):
             time.sleep(LAST_ACCEPT_SECONDS)
         self._plain_stop(graceful)
+
+    def _is_any_serving(self) -> bool:
+        return any(map(_serves, (*self._server.WORKERS.values(), *self._hidden)))
 
     def _outdated(self) -> list[Any]:
         return [worker for worker in self._server.WORKERS.values() if worker.age <= self._last_age]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FREE_SECONDS = 30.0  # that a head or a body may take, however slowly it comes
-LEAST_RATE = 1000  # bytes/s of a body after that
+LEAST_RATE = 5000  # bytes/s of a body after that
 CHUNKED_SECONDS = 120.0  # of a body that does not say its length
 LOOK_SECONDS = 1.0
 
@@ -65,7 +65,7 @@ class Arrivals:
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        for conn, arrival in [*self._arrivals.items()]:
+        for conn, arrival in self._arrivals.copy().items():  # at once: other threads change it
             if arrival.is_late(now):
                 with suppress(OSError):
                     conn.sock.shutdown(socket.SHUT_RD)

@@ -1,21 +1,9 @@
 """A worker process of gunicorn that loses no request when it ends, and begins when it should.
 
-Knows connections and whether models are loading, nothing of what requests say. gunicorn's own threaded worker
-
-- keeps the socket open that it listened on until it is gone, so that clients connect to nobody; here what
-  waits there is taken and the socket closed at once: later clients are refused and may go elsewhere;
-- promises to keep the connection of a request that was in work when the end came; here every answer from then
-  on says `Connection: close`;
-- waits, in its only loop, 2 s for each client to close its side of a connection that is over, while nobody
-  else is served; here the loop goes on meanwhile;
-- waits for connections that never sent a byte as long as for answers; here as for other idle ones;
-- hands a connection back to its main thread after every answer, which for a small request costs more than all
-  the rest; here the thread that has answered waits a moment for the next request;
-- sends head and body of an answer apart; here together;
-- lets a new connection hold a thread for 5 s before it has sent a byte; here for a moment;
-- accepts nobody while idle connections are as many as it may have; here the longest idle one is closed;
-- reads away, in a thread, what is left of a body; here the connection ends, and its loop reads on;
-- describes broken HTTP in HTML; here as every other error.
+Knows connections and whether models are loading, nothing of what requests say. Unlike gunicorn's own threaded
+worker it waits for no client in a thread or in its only loop, but a moment for a next request. At its end it
+takes what has connected, listens no more, and every answer says that it is the last one. Of more idle
+connections than there may be it closes the longest idle one.
 """
 
 from __future__ import annotations
@@ -84,7 +72,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
     def wait_for_models(self, loading: threading.Thread) -> None:
         """Wait for the models if others serve meanwhile; without others, requests are told to come again."""
         self._loading = loading
-        while self.holds_back and self.alive and loading.is_alive():
+        while self.holds_back and self.serving[0] and self.alive and loading.is_alive():
             self.notify()
             loading.join(LOADING_POLL_SECONDS)
         if self.holds_back and not self.alive:
@@ -109,7 +97,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         if not conn.initialized:
             connections.limit_stalls(conn.sock, STALL_SECONDS)
         if not conn.initialized and not conn.data_ready and self.alive:
-            if not connections.is_readable(conn.sock, FOLLOW_MILLISECONDS):
+            if not self._comes_now(conn.sock):
                 return gthread._DEFER  # noqa: SLF001  without a byte it holds no thread
             conn.data_ready = True
         while True:
@@ -121,15 +109,37 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             # Anything but True is a connection at its end or without a request.
             if result is not True or not self.alive or not self._has_thread_to_spare():
                 return result
-            if conn.parser.unreader.buf.getvalue() or not connections.is_readable(
-                conn.sock, FOLLOW_MILLISECONDS
-            ):
+            if conn.parser.unreader.buf.getvalue() or not self._comes_now(conn.sock):
                 return result
+
+    def _comes_now(self, sock: Any) -> bool:
+        return connections.is_readable(sock, FOLLOW_MILLISECONDS) and not self._is_half(sock)
 
     def _has_thread_to_spare(self) -> bool:
         """Tell whether no connection waits for a thread."""
-        num_idle = len(self.keepalived_conns) + len(self.pending_conns)
-        return bool(self.nr_conns - num_idle <= self.cfg.threads)
+        return bool(self._num_busy() <= self.cfg.threads)
+
+    def _num_busy(self) -> int:
+        return int(self.nr_conns - len(self.keepalived_conns) - len(self.pending_conns))
+
+    def _is_half(self, sock: Any) -> bool:
+        """Tell whether a head is to get no thread before it is there: where half of the threads are taken.
+
+        Below that a look at it would cost each request more than it is worth.
+        """
+        return self._num_busy() > self.cfg.threads // 2 and not connections.has_head(sock)
+
+    def on_pending_socket_readable(self, conn: gthread.TConn, client: Any) -> None:
+        """Hand a new connection to a thread, or wait on for its head."""
+        if not self._is_half(client):
+            connections.wake_by(client, 1)
+            super().on_pending_socket_readable(conn, client)
+
+    def on_client_socket_readable(self, conn: gthread.TConn, client: Any) -> None:
+        """Hand a kept connection to a thread, or wait on for its next head."""
+        if not self._is_half(client):
+            connections.wake_by(client, 1)
+            super().on_client_socket_readable(conn, client)
 
     def _keepalive_after(self, conn: gthread.TConn, keepalive: Any) -> bool:
         """Tell whether the connection is kept: not over what is left of a body."""

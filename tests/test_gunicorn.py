@@ -334,6 +334,22 @@ def test_a_newcomer_is_served_where_idle_connections_are_as_many_as_there_may_be
             assert read_answer(connection.makefile("rb"))[0] == 200
 
 
+def test_half_heads_hold_no_more_than_half_of_the_threads(tiny_models: Path, serve: Serve):
+    """Each held a thread for 30 s, and health had none."""
+    with serve(tiny_models, THREADS="1") as live, ExitStack() as stack:
+        halves = [stack.enter_context(connect(live)) for _ in range(60)]  # the worker has 17 threads
+        for connection in halves:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHos")
+        with connect(live) as connection, connection.makefile("rb") as stream:
+            connection.settimeout(15)  # half of what it took
+            connection.sendall(raw("POST", ROUTE, body("hello")))
+            assert read_answer(stream)[0] == 200
+        for connection in halves[-20:]:  # those that wait are served once the rest has come
+            connection.settimeout(15)
+            connection.sendall(b"t: x\r\n\r\n")
+            assert b" 200 " in connection.makefile("rb").readline()
+
+
 def test_open_connections_hold_no_thread(tiny_models: Path, serve: Serve):
     with serve(tiny_models, THREADS="1") as live, ExitStack() as stack:
         connections = [stack.enter_context(connect(live)) for _ in range(4)]

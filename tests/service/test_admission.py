@@ -138,6 +138,16 @@ def test_one_that_is_refused_keeps_only_a_part_of_the_queue_closed() -> None:
         enter(door, held, 1)
 
 
+def test_small_requests_leave_room_for_batches() -> None:
+    door = admission(256_000, max_requests=300)
+    with ExitStack() as held:
+        for _ in range(240):
+            enter(door, held, 1000)
+        with pytest.raises(Overloaded), ExitStack() as refused:
+            enter(door, refused, 1000)
+        enter(door, held, 16_000)
+
+
 def test_a_body_of_unknown_length_counts_as_it_grows() -> None:
     door = admission()
     with ExitStack() as held:
