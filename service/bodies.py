@@ -13,9 +13,9 @@ from service.errors import BodyTooLarge, RequestError, UnsupportedMedia
 
 JSON_TYPES = ("application/json", "text/json")
 STALL_SECONDS = 30.0  # how long a client may send nothing in the middle of a body
-# How long a body that nobody wants is read away. What comes later is read when the answer has been sent,
-# without a thread: refusals must not wait for the uploads that were refused before.
-DISCARD_SECONDS = 0.02
+# How long a body that nobody wants is read away, and how long it may stall. What comes later is read when the
+# answer has been sent, without a thread: refusals must not wait for uploads that were refused before.
+DISCARD_SECONDS, DISCARD_STALL_SECONDS = 1.0, 0.1
 DISCARD_BLOCK = 1 << 16
 PART_BYTES = 1 << 20
 
@@ -68,7 +68,7 @@ def discard(req: Request) -> None:
         return
     deadline = time.monotonic() + DISCARD_SECONDS
     try:
-        with _stalls_limited(req, DISCARD_SECONDS):
+        with _stalls_limited(req, DISCARD_STALL_SECONDS):
             while time.monotonic() < deadline and req.stream.read(DISCARD_BLOCK):
                 pass
     except Exception:  # noqa: BLE001  broken HTTP or a client that is gone: the answer may not arrive either way

@@ -2,8 +2,7 @@
 
 Knows connections and whether models are loading, nothing of what requests say. Unlike gunicorn's own threaded
 worker it waits for no client in a thread or in its only loop, but a moment for a next request. At its end it
-takes what has connected, listens no more, and every answer says that it is the last one. Of more idle
-connections than there may be it closes the longest idle one.
+takes what has connected and listens no more. Of more idle connections than there may be it closes one.
 """
 
 from __future__ import annotations
@@ -123,10 +122,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         return int(self.nr_conns - len(self.keepalived_conns) - len(self.pending_conns))
 
     def _is_half(self, sock: Any) -> bool:
-        """Tell whether a head is to get no thread before it is there: where half of the threads are taken.
-
-        Below that a look at it would cost each request more than it is worth.
-        """
+        """Tell whether a head is to come before it gets a thread: where half are taken; a look at each costs."""
         return self._num_busy() > self.cfg.threads // 2 and not connections.has_head(sock)
 
     def on_pending_socket_readable(self, conn: gthread.TConn, client: Any) -> None:
