@@ -122,7 +122,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         return int(self.nr_conns - len(self.keepalived_conns) - len(self.pending_conns))
 
     def _is_half(self, sock: Any) -> bool:
-        """Tell whether a head is to come before it gets a thread: where half are taken; a look at each costs."""
+        """Tell whether a head must come before it gets a thread: where half are taken, as a look costs."""
         return self._num_busy() > self.cfg.threads // 2 and not connections.has_head(sock)
 
     def on_pending_socket_readable(self, conn: gthread.TConn, client: Any) -> None:
