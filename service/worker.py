@@ -1,8 +1,7 @@
 """A worker process of gunicorn that loses no request when it ends, and begins when it should.
 
-Knows connections and whether models are loading, nothing of what requests say. Unlike gunicorn's own threaded
-worker it waits for no client in a thread or in its only loop, but a moment for a next request. At its end it
-takes what has connected and listens no more. Of more idle connections than there may be it closes one.
+Knows connections and whether models are loading, nothing of what requests say. Unlike gunicorn's own it
+waits for no client in a thread or in its only loop, and takes what has connected when it ends.
 """
 
 from __future__ import annotations
@@ -76,6 +75,12 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             loading.join(LOADING_POLL_SECONDS)
         if self.holds_back and not self.alive:
             self._close_listeners()
+        threading.Thread(target=self._tell_loaded, args=[loading], daemon=True).start()
+
+    def _tell_loaded(self, loading: threading.Thread) -> None:
+        loading.join()
+        for step in (partial(self.set_accept_enabled, True), self.notify):  # at once: the loop takes a second
+            self.method_queue.defer(lambda step=step: self.alive and step())
 
     def notify(self) -> None:
         """Tell the master that the worker lives, and whether it is ready."""
@@ -106,17 +111,13 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
             finally:
                 self._arrivals.end(conn)
             # Anything but True is a connection at its end or without a request.
-            if result is not True or not self.alive or not self._has_thread_to_spare():
+            if result is not True or not self.alive or self._num_busy() > self.cfg.threads:
                 return result
             if conn.parser.unreader.buf.getvalue() or not self._comes_now(conn.sock):
                 return result
 
     def _comes_now(self, sock: Any) -> bool:
         return connections.is_readable(sock, FOLLOW_MILLISECONDS) and not self._is_half(sock)
-
-    def _has_thread_to_spare(self) -> bool:
-        """Tell whether no connection waits for a thread."""
-        return bool(self._num_busy() <= self.cfg.threads)
 
     def _num_busy(self) -> int:
         return int(self.nr_conns - len(self.keepalived_conns) - len(self.pending_conns))
