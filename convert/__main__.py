@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from convert import any_model, plot, verify
-from convert.bake import BakeRequest, Prepared, Verification, bake
+from convert import any_model, arguments, listing, plot, verify
+from convert.bake import BakeRequest, Prepared, bake
+from convert.build import wanted_tasks
 from convert.catalog import RECIPES
 from convert.recipe import Recipe
+from service import commands
 from service import manifest as contract
 from service.errors import BakeError, BundleError, ProjectError
 from service.files import check_hashes
-from service.manifest import MANIFEST_FILE, Manifest, Precision
-
-
-class Mixed(msgspec.Struct):
-    """The part of a manifest that a mixture is read from, whatever its version."""
-
-    mixture: dict[str, Precision]
+from service.manifest import MANIFEST_FILE, Precision
 
 
 class BakedVariant(msgspec.Struct):
@@ -37,24 +33,23 @@ class Baked(msgspec.Struct):
     variants: list[BakedVariant]
 
 
-DEFAULT_OUT = Path("onnx_models")
 VERIFY_COMMAND = "verify"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if words is None else words)
     is_verifying = words[:1] == [VERIFY_COMMAND]
-    options = _parser().parse_args(words[1:] if is_verifying else words)
+    options = arguments.parser().parse_args(words[1:] if is_verifying else words)
     try:
         if options.list:
-            _print_catalog(options.out)
+            _print(listing.lines(options.out))
         elif is_verifying:
-            _each(_verify, options)
+            _each(_verify, options, f"name a baked model to verify: {_baked_names(options.out)}")
         elif options.source and not options.models:
             _bake_any(options)
         else:
-            _each(_bake, options)
+            _each(_bake, options, "name a model to bake, or --list to see them; any other: --source")
     except (ProjectError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -64,71 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _each(command: Callable[[str, argparse.Namespace], None], options: argparse.Namespace) -> None:
-    """Run a command for every model named."""
+def _each(
+    command: Callable[[str, argparse.Namespace], None], options: argparse.Namespace, missing: str
+) -> None:
+    """Run a command for every model named. Raises BakeError with what is missing where none is."""
     if not options.models:
-        raise BakeError("name a model to bake, or --list to see them; any other is baked with --source")
+        raise BakeError(missing)
     if options.name:
         raise BakeError("--name is for a model outside the catalog: give --source and no MODEL")
     for name in options.models:
         command(name, options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m convert",
-        description="Bake models into bundles. 'python -m convert verify MODEL...' checks baked ones again.",
-    )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="names of the catalog (--list)")
-    parser.add_argument("--list", action="store_true", help="print the catalog")
-    parser.add_argument(
-        "--source",
-        metavar="DIR|HUB_ID[@REV]",
-        help="checkpoint to read instead of the recipe's; without MODEL: one that the catalog does not know",
-    )
-    parser.add_argument("--name", help="of a model outside the catalog; default: as its source")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="where bundles are (%(default)s)")
-    parser.add_argument("--precision", type=_precisions, help=f"comma-separated: {','.join(Precision)}")
-    parser.add_argument(
-        "--task", type=_words, help="comma-separated tasks of a model with adapters; default: all of them"
-    )
-    parser.add_argument("--verify", type=Verification, choices=list(Verification), default=Verification.AUTO)
-    parser.add_argument(
-        "--mixture",
-        type=_mixture,
-        metavar="none|MANIFEST",
-        help="layers that int8 leaves to int8-block: none, or a manifest.json's; default: searched for",
-    )
-    parser.add_argument(
-        "--plot", action="store_true", help="with verify: draw speed and quality, beside the bundle"
-    )
-    parser.add_argument("--force", action="store_true", help="replace a bundle that is there already")
-    parser.add_argument("--offline", action="store_true", help="take hub files from the local cache only")
-    return parser
-
-
-def _precisions(value: str) -> tuple[Precision, ...]:
-    try:
-        return tuple(dict.fromkeys(Precision(part.strip()) for part in value.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{value!r}: choose from {', '.join(Precision)}") from None
-
-
-def _mixture(value: str) -> dict[str, Precision]:
-    """Take the mixture that a manifest holds: a bake with it makes the same graphs without a search."""
-    if value == "none":
-        return {}
-    try:
-        return msgspec.json.decode(Path(value).read_bytes(), type=Mixed).mixture
-    except (OSError, msgspec.DecodeError) as error:
-        raise argparse.ArgumentTypeError(f"{value!r} is no manifest with a mixture: {error}") from None
-
-
-def _words(value: str) -> tuple[str, ...]:
-    words = tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
-    if not words:
-        raise argparse.ArgumentTypeError("name at least one")
-    return words
 
 
 def _recipe(name: str) -> Recipe:
@@ -136,14 +76,16 @@ def _recipe(name: str) -> Recipe:
         return RECIPES[name.rpartition("/")[2].lower()]
     except KeyError:
         raise BakeError(
-            f"{name!r} is not in the catalog; it has {', '.join(RECIPES)}. "
-            f"Any other model is baked with --source DIR|HUB_ID --name {name}, and no MODEL"
+            f"{name!r} is not in the catalog.{commands.did_you_mean(name, RECIPES)} It has "
+            f"{', '.join(RECIPES)}. Any other model is baked with --source DIR|HUB_ID and no MODEL"
         ) from None
 
 
 def _bake_any(options: argparse.Namespace) -> None:
     """Bake a model outside the catalog as its own files describe it."""
     name = any_model.name_of(options.source, options.name)
+    if options.task:
+        raise BakeError("--task is for models of the catalog with adapters: leave it out")
     if not _is_kept(name, options):
         recipe, prepared, notes = any_model.prepared(options.source, name, offline=options.offline)
         for note in notes:
@@ -153,24 +95,40 @@ def _bake_any(options: argparse.Namespace) -> None:
 
 def _bake(name: str, options: argparse.Namespace) -> None:
     recipe = _recipe(name)
+    wanted_tasks(recipe, options.task)  # a wrong one is refused before anything is read
     if not _is_kept(recipe.manifest.name, options):
         _publish(recipe, options)
 
 
 def _is_kept(name: str, options: argparse.Namespace) -> bool:
-    """Tell whether a sound bundle is there already, which only --force replaces."""
+    """Tell whether a sound bundle is there already, which only --force replaces.
+
+    Raises BakeError where it lacks what was asked for.
+    """
     folder = options.out / name
     if options.plot:
-        raise BakeError("--plot goes with verify: python -m convert verify MODEL --plot")
+        raise BakeError(f"--plot goes with verify: {commands.convert('verify', 'MODEL', '--plot')}")
     if not (folder / MANIFEST_FILE).exists() or options.force:
         return False
     try:
-        check_hashes(folder, contract.load(folder).files)
+        check_hashes(folder, (manifest := contract.load(folder)).files)
     except BundleError as error:
         print(f"{name}: baking again what is there: {error}")
         return False
+    tasks = [variant.task for variant in manifest.variants if variant.task]
+    _check_holds(folder, "--precision", options.precision, manifest.precisions)
+    _check_holds(folder, "--task", options.task, list(dict.fromkeys(tasks)))
     print(f"{name}: {folder} is there already; --force bakes it again")
     return True
+
+
+def _check_holds(folder: Path, option: str, wanted: Sequence[str] | None, baked: Sequence[str]) -> None:
+    missing = [each for each in wanted or () if each not in baked]
+    if missing:
+        raise BakeError(
+            f"{folder} is there already, without {', '.join(missing)} ({option}): {option} "
+            f"{','.join((*baked, *missing))} --force bakes it again with what it has"
+        )
 
 
 def _publish(recipe: Recipe, options: argparse.Namespace, prepared: Prepared | None = None) -> None:
@@ -186,7 +144,7 @@ def _publish(recipe: Recipe, options: argparse.Namespace, prepared: Prepared | N
         mixture=options.mixture,
         offline=options.offline,
     )
-    _print_report(bake(recipe, request))
+    _print(verify.report(bake(recipe, request)))
     print(f"{name}: published in {options.out / name}")
 
 
@@ -202,10 +160,11 @@ def _kept_precisions(recipe: Recipe, manifest: Path) -> tuple[Precision, ...] | 
 
 def _verify(name: str, options: argparse.Namespace) -> None:
     """Check hashes, quality and reference of a baked bundle and print the figures; change nothing."""
-    is_own = name not in RECIPES and (options.out / name / MANIFEST_FILE).exists()
-    recipe = None if is_own else _recipe(name)
+    recipe = RECIPES.get(name.rpartition("/")[2].lower())
     name = recipe.manifest.name if recipe else name
     folder = options.out / name
+    if not (folder / MANIFEST_FILE).exists():
+        raise BakeError(f"{name} is not baked; {options.out} holds {_baked_names(options.out)}")
     if options.plot:
         plot.check_installed()
     manifest = contract.load(folder)
@@ -213,7 +172,7 @@ def _verify(name: str, options: argparse.Namespace) -> None:
     if Precision.FP32 not in manifest.precisions:
         raise BundleError(f"{name} holds no fp32 graph to compare with; bake it with --precision fp32,...")
     found = verify.checked(folder, manifest, recipe)
-    _print_report(found)
+    _print(verify.report(found))
     if options.plot:
         plot.speed_quality(found, path := options.out / f"{name}.png")
         print(f"{name}: drawn in {path}")
@@ -228,22 +187,12 @@ def _verify(name: str, options: argparse.Namespace) -> None:
         raise BundleError(f"{name}: no longer verified: {', '.join(worse)}")
 
 
-def _print_report(manifest: Manifest) -> None:
-    for line in verify.report(manifest):
-        print(line)
+def _baked_names(out: Path) -> str:
+    return ", ".join(listing.baked_names(out)) or "none"
 
 
-def _print_catalog(out: Path) -> None:
-    for name, recipe in RECIPES.items():
-        baked = "not baked"
-        if (out / name / MANIFEST_FILE).exists():
-            try:
-                baked = "baked: " + ", ".join(contract.load(out / name).precisions)
-            except BundleError as error:
-                baked = f"broken: {error}"
-        millions = recipe.num_parameters / 1e6
-        size = f"{millions:.0f} M parameters, {millions * 4:.0f} MB in fp32"
-        print(f"{name}  {recipe.manifest.licence}  {size}  from {recipe.manifest.source.id}  {baked}")
+def _print(lines: Iterable[str]) -> None:
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

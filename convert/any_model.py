@@ -11,6 +11,7 @@ from convert.catalog import RECIPES
 from convert.checkpoint import CONFIG_FILE, read_json
 from convert.custom import Custom
 from convert.recipe import Recipe
+from service import commands
 from service.errors import BakeError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -30,8 +31,8 @@ def name_of(given: str, name: str | None) -> str:
         )
     if found in RECIPES:
         raise BakeError(
-            f"{found} is a model of the catalog: bake it with python -m convert {found} --source {given}, or "
-            "give this one another name with --name"
+            f"{found} is a model of the catalog: bake it with {commands.convert(found, '--source', given)}, "
+            "or give this one another name with --name"
         )
     return found
 

@@ -151,8 +151,13 @@ def download(source: Source, patterns: Sequence[str], *, offline: bool) -> Path:
         )
     except Exception as error:  # noqa: BLE001  the hub client lets its HTTP library's classes through
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        wanted = ", ".join(patterns)
+        if offline:
+            problem = "is not in the local cache of the hub (--offline)"
+        else:
+            problem = f"cannot be fetched from the hub ({reason}; HTTPS_PROXY and HF_ENDPOINT are followed)"
         raise BakeError(
-            f"{source.id} cannot be fetched from the hub ({reason}); give a local copy with --source DIR"
+            f"{source.id} {problem}; give a folder that holds its files with --source DIR ({wanted})"
         ) from error
     return Path(folder)
 

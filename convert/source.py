@@ -39,6 +39,8 @@ def locate(recipe: Recipe, given: str | None, *, offline: bool) -> tuple[Path, S
 
 def _hub_source(given: str) -> Source:
     repository, _, revision = given.partition("@")
-    if repository.count("/") != 1:
-        raise BakeError(f"--source {given!r} is neither a folder nor a hub id (owner/name[@REV])")
+    if repository.count("/") != 1 or given.startswith((".", "/", "~")):
+        raise BakeError(
+            f"--source {given!r} is neither a folder that is there nor a hub id (owner/name[@REV])"
+        )
     return Source(id=repository, revision=revision or None)

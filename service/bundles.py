@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from service import commands
 from service import manifest as contract
 from service.config import Settings
 from service.errors import BundleError, ConfigError, UnknownTask
@@ -52,14 +53,15 @@ def find_bundles(settings: Settings) -> dict[str, Bundle]:
     if not found:
         raise ConfigError(
             f"no bundle in {directory} (MODELS_DIR); bake one: "
-            f"python -m convert all-minilm-l6-v2 --out {directory}"
+            f"{commands.convert('all-minilm-l6-v2', '--out', directory)}"
         )
     wanted = _wanted(settings.models_to_load, found) or dict.fromkeys(found, ())
     missing = [name for name in wanted if name not in found]
     if missing:
         raise ConfigError(
-            f"MODELS_TO_LOAD names {', '.join(missing)}, but {directory} holds {', '.join(found)}; "
-            f"bake: python -m convert {' '.join(missing)} --out {directory}"
+            f"MODELS_TO_LOAD names {', '.join(missing)}, but {directory} holds {', '.join(found)}."
+            f"{commands.did_you_mean(missing[0], found)} To bake: "
+            f"{commands.convert(*missing, '--out', directory)}"
         )
     return {name: Bundle(found[name], tasks) for name, tasks in wanted.items()}
 
@@ -79,7 +81,9 @@ def check_start(settings: Settings) -> None:
             continue
     if settings.precision is not None and baked and settings.precision not in baked:
         raise ConfigError(
-            f"PRECISION is {settings.precision}, but the bundles hold only {', '.join(sorted(baked))}"
+            f"PRECISION is {settings.precision}, but the bundles hold only {', '.join(sorted(baked))}; "
+            f"set PRECISION=auto, or bake one again with --precision {','.join(sorted(baked))},"
+            f"{settings.precision} --force"
         )
 
 

@@ -96,7 +96,9 @@ def _integer(lowest: int, highest: int) -> Callable[[str, str], int]:
         try:
             number = int(value)
         except ValueError:
-            raise ConfigError(f"{name} is {value!r}, must be an integer") from None
+            raise ConfigError(
+                f"{name} is {value!r}, must be a whole number from {lowest} to {highest}"
+            ) from None
         if not lowest <= number <= highest:
             raise ConfigError(f"{name} is {number}, must be from {lowest} to {highest}")
         return number
@@ -119,7 +121,14 @@ def _seconds(highest: int) -> Callable[[str, str], float]:
 
 def _integer_or_auto(highest: int) -> Callable[[str, str], int | None]:
     parse = _integer(1, highest)
-    return lambda name, value: None if value == AUTO else parse(name, value)
+
+    def parse_or_auto(name: str, value: str) -> int | None:
+        try:
+            return None if value.lower() == AUTO else parse(name, value)
+        except ConfigError as error:
+            raise ConfigError(f"{error}, or {AUTO}") from None
+
+    return parse_or_auto
 
 
 def _one_of(choices: type[Choice]) -> Callable[[str, str], Choice]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from service import commands
 from service.errors import BundleError
 
 BUNDLES = Path("onnx_models")  # where the converter puts bundles unless it is told
@@ -50,8 +50,8 @@ def check_hashes(folder: Path, records: Mapping[str, FileRecord]) -> None:
 def bake_again(folder: Path) -> str:
     """Name the command that makes a bundle anew."""
     is_usual = folder.parent in (BUNDLES, BUNDLES.absolute())
-    out = "" if is_usual else f" --out {shlex.quote(str(folder.parent))}"
-    return f"bake it again, python -m convert {folder.name}{out} --force"
+    out = () if is_usual else ("--out", folder.parent)
+    return f"bake it again, {commands.convert(folder.name, *out, '--force')}"
 
 
 def sha256_of(path: Path) -> str:

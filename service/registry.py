@@ -117,7 +117,7 @@ class Registry:
         known = ", ".join(self._loaded) or "none yet"
         raise ModelNotFound(
             f"Model {name[:MAX_ECHO]!r} not found. Loaded models: {known}. Name one of these in 'model', or "
-            "have the server bake and load yours: python -m convert NAME, then a reload."
+            "have the server bake and load yours: python -m convert NAME, then a reload (HUP)."
         )
 
     def loaded(self) -> list[Loaded]:

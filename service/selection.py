@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from service import host
+from service import commands, host
 from service.devices import CPU, Device, Kind
 from service.errors import BundleError, ConfigError
 from service.manifest import BASE_TASK, Manifest, Precision, Variant
@@ -200,7 +200,8 @@ def _too_large(case: _Case, pool: list[Precision], *, is_verified: bool) -> str:
 
 
 def _bake(manifest: Manifest, *precisions: str) -> str:
-    return f"bake it with python -m convert {manifest.name} --precision {','.join(precisions)} --force"
+    precision = ",".join(precisions)
+    return f"bake it with {commands.convert(manifest.name, '--precision', precision, '--force')}"
 
 
 def _variants(manifest: Manifest, precision: Precision) -> list[Variant]:

@@ -14,7 +14,7 @@ FORBIDDEN_IN_SERVICE = {"torch", "transformers", "onnx", "optimum", "convert", "
 
 # Each module may import modules of earlier rows; of its own row only where the row says so by being a chain.
 SERVICE_LAYERS: list[set[str]] = [
-    {"errors"},
+    {"errors", "commands"},
     {"figures", "files", "limits", "vision", "addresses", "wire", "connections"}
     | {"compression", "keys", "rates", "unquoted", "observing"},
     {"metric_files"},
@@ -71,10 +71,10 @@ CONVERT_LAYERS: list[set[str]] = [
     {"bake"},
     {"exported_graph"},
     {"exporting"},
-    {"any_model"},
+    {"any_model", "listing", "arguments"},
     {"__main__"},
 ]
-CONTRACT = {"manifest", "figures", "files", "limits", "vision", "errors"}
+CONTRACT = {"manifest", "figures", "files", "limits", "vision", "errors", "commands"}
 # What runs baked graphs with the service's own code, to measure them.
 RUNS_BUNDLES = {
     "running": {"embedding", "reranking", "graphs", "host", "inference", "options", "scheduler", "session"},

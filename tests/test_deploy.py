@@ -16,7 +16,7 @@ import pytest
 import yaml
 from falcon.testing import TestClient
 
-from convert import __main__ as converter
+from convert import arguments
 from convert.catalog import RECIPES
 from service import config
 from service.config import Settings
@@ -179,7 +179,7 @@ def test_the_environment_is_of_settings(overlay: str) -> None:
 @each_overlay
 def test_what_is_baked_is_waited_for_and_loaded(overlay: str) -> None:
     (convert,) = pod(rendered(overlay)["Job"])["containers"]
-    wanted = converter._parser().parse_args(convert["args"])  # noqa: SLF001
+    wanted = arguments.parser().parse_args(convert["args"])
     (waiting,) = pod(rendered(overlay)["Deployment"])["initContainers"]
     (awaited,) = re.findall(r"for model in ([^;]+);", waiting["args"][0])
     given = {variable["name"]: variable.get("value", "") for variable in serving(overlay)["env"]}
@@ -259,7 +259,7 @@ def test_each_profile_bakes_and_then_serves(profile: str, graceful_timeout: int)
     given = {name: unset(value) for name, value in serve["environment"].items()}
     assert given.keys() <= config.VARIABLES.keys()
     assert config.from_environment(given).device.kind == {"cpu": "cpu", "gpu": "cuda"}[profile]
-    wanted = converter._parser().parse_args(unset(convert["command"]).split())  # noqa: SLF001
+    wanted = arguments.parser().parse_args(unset(convert["command"]).split())
     assert set(wanted.models) <= RECIPES.keys()
     assert str(wanted.out) == "/models"
 

@@ -478,19 +478,21 @@ def start(models: Path, **settings: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("PORT", "abc", "integer"),
+        ("PORT", "abc", "whole number from 1 to 65535"),
         ("PORT", "70000", "65535"),
         ("PRECISION", "int5", "int8-block"),
         ("DEVICE", "cuda", "pip install '.[gpu]'"),
         ("DEVICE", "cuda:1", "DEVICE=auto"),
         ("DEVICE", "tpu", "cpu"),
         ("API_KEYS", "x,", "key 2 of 2"),
-        ("RATE_LIMIT", "often", "integer"),
+        ("RATE_LIMIT", "often", "whole number"),
         ("CORS_ORIGINS", "everybody", "https://"),
         ("COMPRESSION", "zstd", "never"),
         ("REQUEST_TIMEOUT", "0", "above 0"),
-        ("MAX_QUEUE_TOKENS", "many", "integer"),
+        ("MAX_QUEUE_TOKENS", "many", "whole number"),
+        ("WORKERS", "zero", "from 1 to 1024, or auto"),
         ("MODELS_TO_LOAD", "nope", MODEL),
+        ("MODELS_TO_LOAD", "all-minilm-l6", f"Did you mean {MODEL}?"),
         ("MAX_INPUTS", "0", "from 1"),
         ("VERIFY_HASHES", "yes", "0 or 1"),
         ("LOG_LEVEL", "loud", "info"),
@@ -501,6 +503,15 @@ def test_wrong_setting_stops_the_start(tiny_models: Path, name: str, value: str,
     assert ended.returncode != 0
     (line,) = ended.stdout.splitlines()
     assert name in line and reason in line
+
+
+def test_a_port_that_is_taken_stops_the_start_with_the_remedy(tiny_models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = start(tiny_models, HOST="127.0.0.1", PORT=str(port))
+    assert ended.returncode == 1
+    *_, line = ended.stdout.splitlines()
+    assert f"('127.0.0.1', {port})" in line and "PORT=18080" in line
 
 
 def test_no_bundle_stops_the_start(tmp_path: Path):

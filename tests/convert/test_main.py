@@ -12,16 +12,30 @@ from convert.__main__ import main
 from convert.catalog import RECIPES
 from convert.recipe import DEFAULT_PRECISIONS
 from service import manifest as contract
-from service.manifest import Precision
+from service.manifest import MANIFEST_FILE, Precision
 from tests.conftest import MODEL
 
 
 def test_list_prints_every_recipe(capsys: pytest.CaptureFixture[str], tiny_models: Path) -> None:
     assert main(["--list", "--out", str(tiny_models)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    header, *lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
     assert "Apache-2.0" in lines[0]
-    assert "baked: fp32, int8, int8-block" in lines[0]
+    assert lines[0][header.index("baked") :].startswith("fp32, int8, int8-block (0.00 GB)")
+    assert lines[1][header.index("baked") :] == "no"
+
+
+def test_list_prints_other_bundles_too(
+    tiny_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_manifest = shutil.copytree(tiny_models / MODEL, tmp_path / "my-own") / MANIFEST_FILE
+    own_manifest.write_text(own_manifest.read_text().replace(f'"name": "{MODEL}"', '"name": "my-own"'))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / MANIFEST_FILE).write_text("{")
+    assert main(["--list", "--out", str(tmp_path)]) == 0
+    *_, broken, own = capsys.readouterr().out.splitlines()
+    assert own.split()[:2] == ["my-own", "Apache-2.0"] and "fp32, int8, int8-block (" in own
+    assert broken.split()[0] == "broken" and "broken: " in broken
 
 
 def test_an_existing_bundle_is_kept_without_force(
@@ -31,15 +45,31 @@ def test_an_existing_bundle_is_kept_without_force(
     assert "--force" in capsys.readouterr().out
 
 
+def test_an_existing_bundle_that_lacks_what_is_asked_for_is_an_error(
+    tiny_models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([MODEL, "--out", str(tiny_models), "--precision", "int8,int4"]) == 1
+    error = capsys.readouterr().err
+    assert "without int4" in error
+    assert "--precision fp32,int8,int8-block,int4 --force" in error
+    assert main([MODEL, "--out", str(tiny_models), "--precision", "int8"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         ([], "name a model"),
-        (["gpt-2"], "not in the catalog"),
-        ([MODEL, "--source", "nowhere"], "neither a folder nor a hub id"),
+        (["gpt-2"], "not in the catalog. It has"),
+        (["bge-m4"], "Did you mean bge-m3?"),
+        (["BAAI/bge-m3", "--offline"], "1_Pooling/*"),
+        ([MODEL, "--source", "nowhere"], "neither a folder that is there nor a hub id"),
+        ([MODEL, "--source", "./nowhere"], "neither a folder that is there nor a hub id"),
+        (["--source", "./nowhere", "--task", "a"], "leave it out"),
         ([MODEL, "--task", "retrieval.query"], "leave --task out"),
         (["jina-embeddings-v3", "--task", "code.query"], "choose from retrieval.query"),
-        (["verify", MODEL], "manifest.json cannot be read"),
+        (["verify", MODEL], f"{MODEL} is not baked"),
+        (["verify", "nonsense"], "holds none"),
+        (["verify"], "name a baked model"),
     ],
 )
 def test_a_failure_is_one_line(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service import files
+from service import commands, files
 from service import manifest as contract
 from service.errors import BundleError
 from tests.conftest import MODEL
@@ -40,7 +40,7 @@ def test_a_manifest_survives_writing_and_reading(bundle: Path) -> None:
     ("change", "reason"),
     [
         (lambda content: content.update(format_version=99), "format_version 99.*update the service"),
-        (lambda content: content.update(format_version=1), r"reads \d+: bake it again, python -m convert"),
+        (lambda content: content.update(format_version=1), r"reads \d+: bake it again, .+ -m convert"),
         (lambda content: content.pop("format_version"), "format_version None"),
         (lambda content: content.pop("kind"), "kind"),
         (lambda content: content.update(max_tokens="many"), "max_tokens"),
@@ -85,13 +85,13 @@ def test_a_missing_file_is_named(bundle: Path) -> None:
 def test_a_truncated_file_is_named(bundle: Path) -> None:
     with (bundle / "fp32" / "weights.data").open("r+b") as file:
         file.truncate(100)
-    command = f"bake it again, python -m convert {MODEL} --out {bundle.parent} --force"
+    command = f"bake it again, {commands.convert(MODEL, '--out', bundle.parent, '--force')}"
     with pytest.raises(BundleError, match=rf"fp32/weights\.data has 100 bytes.*; {re.escape(command)}"):
         contract.load(bundle)
 
 
 def test_the_usual_folder_is_not_part_of_the_command() -> None:
-    command = f"bake it again, python -m convert {MODEL} --force"
+    command = f"bake it again, {commands.convert(MODEL, '--force')}"
     assert files.bake_again(files.BUNDLES / MODEL) == command
     assert files.bake_again((files.BUNDLES / MODEL).absolute()) == command
 
