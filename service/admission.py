@@ -110,12 +110,7 @@ class Admission:
     def hold(self, ticket: Ticket, num_bytes: int) -> None:
         """Make room for more of a request's body. Raises Overloaded."""
         with self._guard:
-            of_others = self._body_bytes - ticket.num_body_bytes
-            if self._body_bytes + num_bytes > self._limits.max_body_bytes and of_others:
-                of_one = self._counts.tokens / max(1, self._counts.requests)
-                raise self._refusal(f"the bodies of other requests take {of_others} bytes", of_one)
-            self._body_bytes += num_bytes
-            ticket.num_body_bytes += num_bytes
+            self._hold(ticket, num_bytes)
 
     def status(self) -> dict[str, float]:
         """Return the counts and the speed in tokens/s, 0 where nothing was computed yet."""
@@ -128,15 +123,22 @@ class Admission:
             if counts.tokens >= limits.max_tokens or self._is_closed():
                 reason = f"{counts.tokens} tokens wait already (MAX_QUEUE_TOKENS {limits.max_tokens})"
                 raise self._refusal(reason, max(1, counts.tokens - self._open_below))
-            of_one = counts.tokens / max(1, counts.requests)
             if counts.requests >= limits.max_requests:
-                raise self._refusal(f"{counts.requests} requests wait already (THREADS)", of_one)
-            if self._body_bytes + num_body_bytes > limits.max_body_bytes and counts.requests:
-                raise self._refusal(f"the bodies of other requests take {self._body_bytes} bytes", of_one)
+                raise self._refusal(f"{counts.requests} requests wait already (THREADS)", self._of_one())
+            self._hold(ticket, num_body_bytes)
             counts.requests += 1
-            self._body_bytes += num_body_bytes
-            ticket.num_body_bytes = num_body_bytes
         self._observer.queue_changed(1, 0)
+
+    def _hold(self, ticket: Ticket, num_bytes: int) -> None:
+        of_others = self._body_bytes - ticket.num_body_bytes
+        if self._body_bytes + num_bytes > self._limits.max_body_bytes and of_others:
+            raise self._refusal(f"the bodies of other requests take {of_others} bytes", self._of_one())
+        self._body_bytes += num_bytes
+        ticket.num_body_bytes += num_bytes
+
+    def _of_one(self) -> float:
+        """Return the tokens of a usual request: when those are computed, there may be room for another."""
+        return self._counts.tokens / max(1, self._counts.requests)
 
     def _is_closed(self) -> bool:
         """Tell whether there is still no room for one that was refused: none smaller goes before it."""

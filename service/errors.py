@@ -107,13 +107,10 @@ class BodyTooLarge(RequestError):
 
 
 class UnsupportedMedia(RequestError):
-    """The request body is not declared as JSON."""
+    """The request body is not declared as plain JSON."""
 
-    def __init__(self, content_type: str) -> None:
-        super().__init__(
-            f"Content type {content_type!r} is not supported. Send 'Content-Type: application/json'.",
-            code="unsupported_media_type",
-        )
+    def __init__(self, header: str, value: str, remedy: str) -> None:
+        super().__init__(f"{header} {value!r} is not supported. {remedy}", code="unsupported_media_type")
 
 
 class ModelUnavailable(RequestError):

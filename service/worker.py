@@ -23,7 +23,6 @@ from gunicorn.workers import gthread
 from service import connections, lingering
 from service.broken import BrokenHttpSocket
 from service.joining import JoinedSocket
-from service.lingering import Lingering
 from service.receiving import Arrivals, left
 
 STALL_SECONDS = 30.0  # in which a client must send or take a byte, in the middle of a request or an answer
@@ -46,7 +45,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         self.early_signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._ready = mmap.mmap(-1, 1)  # shared with the master
         self._loading: threading.Thread | None = None
-        self._lingering, self._arrivals = Lingering(self._drop), Arrivals()
+        self._lingering, self._arrivals = lingering.Lingering(self._drop), Arrivals()
 
     # --- the begin ---------------------------------------------------------------------------------------
 
@@ -128,15 +127,18 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def on_pending_socket_readable(self, conn: gthread.TConn, client: Any) -> None:
         """Hand a new connection to a thread, or wait on for its head."""
-        if not self._is_half(client):
-            connections.wake_by(client, 1)
+        if self._may_begin(client):
             super().on_pending_socket_readable(conn, client)
 
     def on_client_socket_readable(self, conn: gthread.TConn, client: Any) -> None:
         """Hand a kept connection to a thread, or wait on for its next head."""
-        if not self._is_half(client):
-            connections.wake_by(client, 1)
+        if self._may_begin(client):
             super().on_client_socket_readable(conn, client)
+
+    def _may_begin(self, client: Any) -> bool:
+        if is_whole := not self._is_half(client):
+            connections.wake_by(client, 1)  # where it had to wait; to remember who had would cost no less
+        return is_whole
 
     def _keepalive_after(self, conn: gthread.TConn, keepalive: Any) -> bool:
         """Tell whether the connection is kept: not over what is left of a body."""
@@ -163,11 +165,10 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
                 listener.setblocking(False)
                 waiting.register(listener, selectors.EVENT_READ)
             for _ in range(self.cfg.backlog):
-                ready = waiting.select(0)
+                if not (ready := waiting.select(0)):
+                    break
                 for key, _ in ready:
                     self.accept(key.fileobj)
-                if not ready:
-                    break
 
     def _close_listeners(self) -> None:
         for listener in self.sockets:
@@ -183,6 +184,7 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
         """Answer a request; whether its connection is kept is decided when the answer begins."""
         wants_close: Callable[[], bool] = req.should_close
         req.should_close = cache(lambda: not self.alive or wants_close() or left(req.body.reader) != 0)
+        req._expected_100_continue = False  # noqa: SLF001  the application invites a body when it wants it
         client = conn.sock
         conn.sock = joined = JoinedSocket(client)
         self._arrivals.take(conn, req)
@@ -222,21 +224,20 @@ class Worker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def finish_request(self, conn: gthread.TConn, fs: Future[Any]) -> None:
         """Keep a connection, or close it once its client has; the loop serves others meanwhile."""
-        if not fs.cancelled() and not fs.exception() and fs.result() is gthread._DEFER:
+        has_failed = fs.cancelled() or fs.exception()
+        if not has_failed and fs.result() is gthread._DEFER:
             self._wait_for_first_byte(conn)
-            return
-        if fs.cancelled() or fs.exception() or fs.result():
+        elif has_failed or fs.result():
             super().finish_request(conn, fs)
-            return
-        self._lingering.begin(self.poller, conn)
+        else:
+            self._lingering.begin(self.poller, conn)
 
     def _wait_for_first_byte(self, conn: gthread.TConn) -> None:
         """Let a new connection wait without a thread, also while the worker ends."""
         conn.sock.setblocking(False)
         conn.timeout = time.monotonic() + (SILENT_SECONDS if self.alive else lingering.SILENT_SECONDS)
         self.pending_conns.append(conn)
-        readable = partial(self.on_pending_socket_readable, conn)
-        self.poller.register(conn.sock, selectors.EVENT_READ, readable)
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_pending_socket_readable, conn))
 
     def murder_pending(self) -> None:
         """Close connections whose clients took too long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import os
@@ -178,6 +179,10 @@ WRONG: dict[str, tuple[str, str, Callable[[], Any], dict[str, str], int, str]] =
     "wrong-content-type": (
         "POST", ROUTE, lambda: body("a"), {"Content-Type": "text/plain"}, 415, "unsupported_media_type"
     ),
+    "compressed": (
+        "POST", ROUTE, lambda: gzip.compress(body("a")), {"Content-Encoding": "gzip"},
+        415, "unsupported_media_type",
+    ),
     # A large body that nobody wants is read away all the same: cut off, clients would report a broken pipe.
     "wrong-content-type-5-mb": (
         "POST", ROUTE, lambda: b" " * 5 * MEGABYTE, {"Content-Type": "text/plain"},
@@ -316,6 +321,39 @@ def test_refusals_do_not_wait_for_uploads_that_were_refused(tiny_models: Path, s
             connection.sendall(head)
         for connection in connections:
             assert read_answer(connection.makefile("rb"))[0] == 404
+
+
+def expecting(content: bytes, path: str = ROUTE, kind: str = "application/json") -> bytes:
+    """Return the head of a request that waits with its body until it is told to go on."""
+    whole = raw("POST", path, content, kind)
+    return whole[: whole.index(b"\r\n\r\n")] + b"\r\nExpect: 100-continue\r\n\r\n"
+
+
+def test_a_body_that_waits_is_invited_when_it_is_wanted(live: Live):
+    content = body("hello")
+    with connect(live) as connection, connection.makefile("rb") as stream:
+        for _ in range(2):  # the connection goes on
+            connection.sendall(expecting(content))
+            assert (stream.readline(), stream.readline()) == (b"HTTP/1.1 100 Continue\r\n", b"\r\n")
+            connection.sendall(content)
+            assert read_answer(stream)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (expecting(b"x" * LARGE), 413),
+        (expecting(b"x", kind="text/plain"), 415),
+        (expecting(b"x", path="/nowhere"), 404),
+    ],
+    ids=["too large", "no JSON", "no route"],
+)
+def test_a_body_that_waits_is_not_invited_to_be_refused(live: Live, head: bytes, status: int):
+    with connect(live) as connection, connection.makefile("rb") as stream:
+        connection.sendall(head)
+        line = stream.readline()
+        assert line.split()[1] == str(status).encode()
+        assert b"connection: close" in stream.read().lower()  # to its end: nobody reads a body that may come
 
 
 def test_a_newcomer_is_served_where_idle_connections_are_as_many_as_there_may_be(
