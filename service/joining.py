@@ -1,14 +1,20 @@
 """Sends the head of an answer together with its body. Knows sockets, no HTTP.
 
 The server sends them one after the other: two packets, two system calls, each of which lets another thread go
-first, and a client that wakes up twice.
+first, and a client that wakes up twice. One that takes its answer too slowly is left: it holds a thread.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
+import time
 from contextlib import suppress
 from typing import Any
+
+FREE_SECONDS = 30.0  # that an answer may take, however slowly the client does
+LEAST_RATE = 5000  # bytes/s after that, of what the system does not hold for it
+PART_BYTES = 1 << 18  # at once: of more, one call could take as long as there is now and then a byte
 
 
 class JoinedSocket:
@@ -19,12 +25,17 @@ class JoinedSocket:
         self._connection = connection
         self._waiting = b""
         self._has_begun = False
+        self._begin: float | None = None  # when the first bytes were sent
+        self._num_sent = 0
 
     def sendall(self, data: bytes) -> None:
-        """Send bytes and those that wait; the first ones wait."""
+        """Send bytes and those that wait; the first ones wait.
+
+        Raises ConnectionResetError for a client that takes them too slowly, and OSError as sockets do.
+        """
         if self._has_begun:
             waiting, self._waiting = self._waiting, b""
-            self._connection.sendall(waiting + data if waiting else data)
+            self._send(waiting + data if waiting else data)
         else:
             self._has_begun, self._waiting = True, data
 
@@ -33,7 +44,20 @@ class JoinedSocket:
         if self._waiting:
             waiting, self._waiting = self._waiting, b""
             with suppress(OSError):
-                self._connection.sendall(waiting)
+                self._send(waiting)
+
+    def _send(self, data: bytes) -> None:
+        """Send all; each call returns after the connection's own limit on stalls at the latest."""
+        if self._begin is None:
+            self._begin = time.monotonic()
+        rest = memoryview(data)
+        while rest:
+            num_sent = self._connection.send(rest[:PART_BYTES])
+            self._num_sent += num_sent
+            rest = rest[num_sent:]
+            allowed = FREE_SECONDS + self._num_sent / LEAST_RATE
+            if rest and time.monotonic() - self._begin > allowed:
+                raise ConnectionResetError(errno.ECONNRESET, "the client takes the answer too slowly")
 
     def __getattr__(self, name: str) -> Any:  # all else, with nothing left to be sent before it
         self.flush()

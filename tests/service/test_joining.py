@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
+from service import connections, joining
 from service.joining import JoinedSocket
 
 Pair = tuple[JoinedSocket, socket.socket, socket.socket]
@@ -53,3 +56,33 @@ def test_a_client_that_has_gone_is_no_error_at_the_end(pair: Pair) -> None:
     joined.sendall(b"head")
     client.close()
     joined.flush()
+
+
+@pytest.mark.parametrize("is_slow", [True, False], ids=["slowly", "in time"])
+def test_a_client_that_takes_an_answer_too_slowly_is_left(
+    is_slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes some whenever it would be left for taking none."""
+    monkeypatch.setattr(joining, "FREE_SECONDS", 1.0 if is_slow else 60.0)
+    monkeypatch.setattr(joining, "LEAST_RATE", 1e9)
+    server, client = socket.socketpair()
+    is_over = threading.Event()
+    with server, client:
+        connections.limit_stalls(server, 0.2)
+
+        def read() -> None:
+            while is_slow and not is_over.wait(0.05):
+                client.recv(1 << 17)
+            while not is_over.is_set() and client.recv(1 << 20):
+                pass
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        joined = JoinedSocket(server)
+        joined.sendall(b"head")
+        expected = pytest.raises(ConnectionResetError, match="too slowly") if is_slow else nullcontext()
+        with expected:
+            joined.sendall(b"x" * (64 << 20))
+        is_over.set()
+        server.shutdown(socket.SHUT_RDWR)
+        reader.join(10)
