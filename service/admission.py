@@ -20,10 +20,12 @@ from service.tickets import Ticket
 
 HALF_LIFE_SECONDS = 10.0  # after which what was computed counts half in the speed of the queue
 MAX_RETRY_SECONDS = 3600
-# Small requests fill the queue up to this share, and once one is refused, all are, until the queue has room
-# for it or is down to this: else batches, of which fewer come, would find it full whenever they do.
-CLOSED_SHARE = 15 / 16
-SMALL_SHARE = 1 / 256  # of the queue, that a small request has
+# The queue is open while this share of it is taken at most, to whatever fits then: were it open to all that
+# fits at any time, small requests would keep it full, and batches, of which fewer come, find no room ever.
+OPEN_SHARE = 3 / 4
+# One that does not fit then closes it for all until it would, or until this share is taken: a worker that has
+# as much before it is busy meanwhile.
+CLOSED_SHARE = 1 / 2
 LEAST_SHARED_TOKENS = 16_384  # that every large request counts for: a shorter queue is worked off in a moment
 
 
@@ -57,7 +59,7 @@ class Admission:
         self._limits, self._observer = limits, observer
         self._counts = Counts()
         self._body_bytes = 0
-        self._open_below: float = limits.max_tokens  # tokens that may wait where one more comes in
+        self._open_below = limits.max_tokens * OPEN_SHARE  # tokens that may wait where one more comes in
         self._guard = threading.Lock()
         # The speed is tokens by seconds in which there was work, both fading.
         self._work = self._busy_seconds = 0.0
@@ -92,15 +94,15 @@ class Admission:
             limit = self._limits.max_tokens
             is_whole = is_held or num_tokens <= max(limit, LEAST_SHARED_TOKENS)
             num_counted = num_tokens if is_whole else max(limit // 2 + 1, LEAST_SHARED_TOKENS)
-            is_small = num_counted <= limit * SMALL_SHARE and limit > LEAST_SHARED_TOKENS
-            excess = self._counts.tokens + num_counted - (limit * CLOSED_SHARE if is_small else limit)
-            if self._counts.tokens > 0 and (excess > 0 or self._is_closed()):
+            excess = self._counts.tokens + num_counted - limit
+            if self._is_closed() or (self._counts.tokens > 0 and excess > 0):
                 self._open_below = min(self._open_below, max(limit - num_counted, limit * CLOSED_SHARE))
+                excess = max(1, excess, self._counts.tokens - self._open_below)
                 reason = (
                     f"{self._counts.tokens} tokens wait and this request has some {num_tokens}, more than "
                     f"there is room for ({limit}, MAX_QUEUE_TOKENS)"
                 )
-                raise self._refusal(reason, min(max(1, excess), self._counts.tokens))
+                raise self._refusal(reason, min(excess, self._counts.tokens))
             self._fade()
             ticket.num_tokens, ticket.most_counted, ticket.is_held = num_tokens, num_counted, is_held
             self._counts.tokens += num_counted
@@ -120,7 +122,7 @@ class Admission:
     def _enter(self, ticket: Ticket, num_body_bytes: int) -> None:
         limits, counts = self._limits, self._counts
         with self._guard:
-            if counts.tokens >= limits.max_tokens or self._is_closed():
+            if self._is_closed():
                 reason = f"{counts.tokens} tokens wait already (MAX_QUEUE_TOKENS {limits.max_tokens})"
                 raise self._refusal(reason, max(1, counts.tokens - self._open_below))
             if counts.requests >= limits.max_requests:
@@ -141,10 +143,11 @@ class Admission:
         return self._counts.tokens / max(1, self._counts.requests)
 
     def _is_closed(self) -> bool:
-        """Tell whether there is still no room for one that was refused: none smaller goes before it."""
-        if self._counts.tokens <= self._open_below:
-            self._open_below = self._limits.max_tokens
-        return self._counts.tokens > self._open_below
+        """Tell whether too much waits for anybody to come in."""
+        is_closed = self._counts.tokens > self._open_below
+        if not is_closed:
+            self._open_below = self._limits.max_tokens * OPEN_SHARE
+        return is_closed
 
     def _leave(self, ticket: Ticket) -> None:
         with self._guard:

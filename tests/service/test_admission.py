@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -29,10 +29,11 @@ def enter(door: Admission, stack: ExitStack, num_tokens: int, *, is_held: bool =
 def test_what_exceeds_the_tokens_is_refused_and_comes_in_once_there_is_room() -> None:
     door = admission(100)
     with ExitStack() as held:
-        enter(door, held, 60)
+        first = enter(door, held, 60)
         with pytest.raises(Overloaded, match="MAX_QUEUE_TOKENS"), ExitStack() as refused:
             enter(door, refused, 41)
-        enter(door, held, 40)
+        first.on_progress(first, 1)
+        enter(door, held, 41)
         assert door.status()["tokens"] == 100
     assert door.status().items() >= {"requests": 0, "tokens": 0, "admitted": 2, "refused": 1}.items()
     with ExitStack() as later:
@@ -87,7 +88,7 @@ def test_beside_a_request_above_a_small_limit_nobody_comes_in() -> None:
         large = enter(door, held, 5_000_000)
         with pytest.raises(Overloaded), ExitStack() as refused:
             enter(door, refused, 1)
-        large.on_progress(large, 4_999_001)
+        large.on_progress(large, 4_999_250)  # three quarters of the limit are left
         enter(door, held, 1)
 
 
@@ -115,37 +116,59 @@ def test_what_was_computed_counts_no_longer_unless_it_is_held() -> None:
     assert door.status()["tokens"] == 0
 
 
-def test_small_requests_do_not_come_in_before_one_that_was_refused() -> None:
+@pytest.mark.parametrize("size", [1, 40], ids=["small", "a batch"])
+def test_above_three_quarters_nobody_comes_in_below_them_all_do(size: int) -> None:
+    """Else small requests would fill every gap, and a batch would never find room beside them."""
     door = admission(160)
     with ExitStack() as held:
-        first = enter(door, held, 155)
-        for num_tokens in (8, 1):  # there is room for the second, but the first has come before it
-            with pytest.raises(Overloaded), ExitStack() as refused:
-                enter(door, refused, num_tokens)
-        first.on_progress(first, 3)  # room for 8
-        enter(door, held, 1)
-        enter(door, held, 7)
-
-
-def test_one_that_is_refused_keeps_only_a_part_of_the_queue_closed() -> None:
-    door = admission(160)
-    with ExitStack() as held:
-        first = enter(door, held, 155)
-        for num_tokens in (100, 1):
-            with pytest.raises(Overloaded), ExitStack() as refused:
-                enter(door, refused, num_tokens)
-        first.on_progress(first, 5)  # a sixteenth is free
-        enter(door, held, 1)
-
-
-def test_small_requests_leave_room_for_batches() -> None:
-    door = admission(256_000, max_requests=300)
-    with ExitStack() as held:
-        for _ in range(240):
-            enter(door, held, 1000)
+        first = enter(door, held, 121)
         with pytest.raises(Overloaded), ExitStack() as refused:
-            enter(door, refused, 1000)
-        enter(door, held, 16_000)
+            enter(door, refused, size)
+        first.on_progress(first, 1)
+        enter(door, held, size)
+
+
+def test_batches_find_room_beside_small_requests_that_are_too_many() -> None:
+    """Per computed batch of 1,000 tokens 4,000 come in small requests, and one batch asks each time."""
+    door = admission(256_000, max_requests=1000)
+    num_batches = 0
+    with ExitStack() as held:
+        waiting: list[Ticket] = []
+        for turn in range(600):
+            for size in (*[500] * (turn % 8), 40_000, *[500] * (8 - turn % 8)):
+                with suppress(Overloaded):
+                    waiting.append(enter(door, held, size))
+                    num_batches += size == 40_000
+            waiting[0].on_progress(waiting[0], 1000)
+            if waiting[0].num_tokens <= 0:
+                del waiting[0]
+    assert num_batches > 10
+
+
+def test_one_that_does_not_fit_closes_the_queue_until_it_would() -> None:
+    door = admission(160)
+    with ExitStack() as held:
+        first = enter(door, held, 110)
+        for num_tokens in (60, 1):  # there is room for the second, but the first has come before it
+            with pytest.raises(Overloaded), ExitStack() as refused:
+                enter(door, refused, num_tokens)
+        first.on_progress(first, 9)
+        with pytest.raises(Overloaded), ExitStack() as refused:
+            enter(door, refused, 1)
+        first.on_progress(first, 1)  # room for 60
+        enter(door, held, 1)
+        enter(door, held, 59)
+
+
+def test_one_that_does_not_fit_closes_the_queue_down_to_its_half_at_most() -> None:
+    door = admission(160)
+    with ExitStack() as held:
+        first = enter(door, held, 110)
+        for num_tokens in (150, 1):
+            with pytest.raises(Overloaded), ExitStack() as refused:
+                enter(door, refused, num_tokens)
+        first.on_progress(first, 30)
+        enter(door, held, 1)
 
 
 def test_a_body_of_unknown_length_counts_as_it_grows() -> None:
@@ -204,7 +227,7 @@ def test_retry_after_follows_the_speed_of_the_queue(monkeypatch: pytest.MonkeyPa
         now += 10
         ticket.on_progress(ticket, 500)  # 50 tokens/s
         assert door.status()["tokens_per_second"] == 50
-        assert retry_seconds() == 10  # 9,500 wait and 1,000 more would: 500 too many
+        assert retry_seconds() == 40  # 9,500 wait, 2,000 more than where the queue opens
         now += 10_000
         assert retry_seconds() == MAX_RETRY_SECONDS, "it has come to a standstill"
 
