@@ -97,12 +97,12 @@ class Admission:
             excess = self._counts.tokens + num_counted - limit
             if self._is_closed() or (self._counts.tokens > 0 and excess > 0):
                 self._open_below = min(self._open_below, max(limit - num_counted, limit * CLOSED_SHARE))
-                excess = max(1, excess, self._counts.tokens - self._open_below)
+                too_many = max(1, excess, self._counts.tokens - self._open_below)
                 reason = (
                     f"{self._counts.tokens} tokens wait and this request has some {num_tokens}, more than "
                     f"there is room for ({limit}, MAX_QUEUE_TOKENS)"
                 )
-                raise self._refusal(reason, min(excess, self._counts.tokens))
+                raise self._refusal(reason, min(too_many, self._counts.tokens))
             self._fade()
             ticket.num_tokens, ticket.most_counted, ticket.is_held = num_tokens, num_counted, is_held
             self._counts.tokens += num_counted
