@@ -33,6 +33,7 @@ NEEDS = {
 }  # what is not everywhere: such blocks are not run
 BY_CI = {"make check", "make test", "make test-full"}
 HERE = "http://localhost:8080"
+PID_FILE = "--pid serve.pid"  # as docs/settings.md says
 CURLRC = "silent\nshow-error\nfail-with-body\n"  # an error status fails the command
 SECONDS = 240
 
@@ -101,7 +102,9 @@ def served(copy: Path) -> Iterator[Live]:
             # The environment is there: it must not be installed again, over that of the tests.
             ["make", "--old-file", ".venv/.serve", "serve"],
             cwd=copy,
-            env=environment(HOST=LOCALHOST, PORT=str(port), CACHE_DIR=str(copy / "cache")),
+            env=environment(
+                HOST=LOCALHOST, PORT=str(port), CACHE_DIR=str(copy / "cache"), GUNICORN_CMD_ARGS=PID_FILE
+            ),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
