@@ -36,6 +36,8 @@ HERE = "http://localhost:8080"
 PID_FILE = "--pid serve.pid"  # as docs/settings.md says
 CURLRC = "silent\nshow-error\nfail-with-body\n"  # an error status fails the command
 SECONDS = 240
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,20 @@ def test_every_fence_is_run_or_says_what_it_needs() -> None:
     for block in BLOCKS:
         assert not block.needs or block.needs.removeprefix("needs ") in NEEDS, block
         assert block.language == "sh" or not block.needs, block
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for file, anchor in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names that GitHub gives to a page's headings."""
+    headings = HEADING.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.fixture(scope="module")
