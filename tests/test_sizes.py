@@ -87,6 +87,7 @@ def test_the_tables_name_every_model_and_its_licence() -> None:
     (short,), (facts, *of_sizes) = tables("README.md"), tables("docs/models.md")
     for table in (short, facts, *of_sizes):
         assert [*table] == [*RECIPES]
+    assert f"[{len(RECIPES)} models](#models)" in (PROJECT / "README.md").read_text(encoding="utf-8")
     for name, recipe in RECIPES.items():
         assert short[name][0] == facts[name][0] == recipe.manifest.licence.partition(" (")[0]
 
