@@ -384,6 +384,11 @@ def test_the_readme_names_the_tested_versions() -> None:
     assert {f"{name}=={version}" for name, version in client_environment.pins().items()} <= set(locked)
 
 
+def test_every_client_has_a_section_of_its_own() -> None:
+    page = (PROJECT / "docs" / "clients.md").read_text(encoding="utf-8")
+    assert {*re.findall(r"^## `([\w-]+)`$", page, re.MULTILINE)} == {*client_environment.pins()}
+
+
 def test_the_code_of_the_readme_is_what_is_tested() -> None:
     scripts = "\n".join(path.read_text(encoding="utf-8") for path in sorted(SCRIPTS.glob("use_*.py")))
     flat = re.sub(r"\s+", "", scripts)

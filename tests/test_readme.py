@@ -1,4 +1,4 @@
-"""The curl examples of the API's page and the list of settings; all commands: test_docs.py."""
+"""The curl examples of the API's page, lists of settings, targets and benches; all commands: test_docs.py."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from pathlib import Path
 
 from service import config
 from tests import qwen_vl, xlmr
+from tests.bench.options import Part
 from tests.conftest import MODEL, Live
 from tests.processes import PROJECT
 
-API, SETTINGS = ((PROJECT / "docs" / name).read_text(encoding="utf-8") for name in ("api.md", "settings.md"))
+API, SETTINGS, DEVELOPMENT = (
+    (PROJECT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("api.md", "settings.md", "development.md")
+)
 BLOCKS = re.findall(r"```sh\n(.*?)```", API, re.DOTALL)
 
 
@@ -54,3 +58,12 @@ def test_every_setting_is_in_the_table() -> None:
     rows = re.findall(r"^\| (`[^|]+) \|", SETTINGS, re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`([A-Z_]+)`", row)}
     assert named == set(config.VARIABLES)
+
+
+def test_every_target_and_bench_is_in_the_tables() -> None:
+    targets, parts = DEVELOPMENT.split("## Benches")
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    assert {*re.findall(r"`make ([a-z-]+)`", targets)} == {*listed.split()}
+    rows = re.findall(r"^\| (`[^|]+) \|", parts, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([a-z0-9-]+)`", row)} == {*Part}
