@@ -108,7 +108,7 @@ def make_app(
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = json_handler
     door = Door(_admission(settings, metrics), settings.max_body_bytes)
     health = Health(registry, door.admission)
-    surface = Surface(app, _version())
+    surface = Surface(app, _version(), registry)
     app.add_route("/", Root(registry, _version(), surface))
     app.add_route("/openapi.json", surface)
     app.add_route("/docs", Page("docs.html"))

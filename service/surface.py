@@ -1,4 +1,4 @@
-"""What the application offers, said from its own routes. Knows HTTP, no model."""
+"""What the application offers, said from its own routes and its loaded models. Knows HTTP."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from falcon import App, Request, Response, inspect
 
 from service import openapi
+from service.registry import Registry
 
 CONVERTER = re.compile(r":[^}]+\}")  # in `{name:path}`
 
@@ -16,10 +17,12 @@ CONVERTER = re.compile(r":[^}]+\}")  # in `{name:path}`
 class Surface:
     """GET /openapi.json, and the routes that / lists."""
 
-    def __init__(self, app: App, version: str) -> None:  # type: ignore[type-arg]
+    def __init__(self, app: App, version: str, registry: Registry) -> None:  # type: ignore[type-arg]
         """Describe an application, once all of its routes are there."""
         self._app = app
         self._version = version
+        self._registry = registry
+        self._made: tuple[list[str], dict[str, Any]] = ([], {})
 
     @cached_property
     def methods(self) -> list[tuple[str, str]]:
@@ -31,12 +34,18 @@ class Surface:
             if not method.internal
         ]
 
-    @cached_property
-    def document(self) -> dict[str, Any]:
-        """Return the OpenAPI document."""
-        return openapi.document(self._version, self.methods)
-
     @property
+    def document(self) -> dict[str, Any]:
+        """Return the OpenAPI document, made anew when another model is there."""
+        manifests = [loaded.model.manifest for loaded in self._registry.loaded()]
+        names = [manifest.name for manifest in manifests]
+        made_for, made = self._made
+        if not made or made_for != names:
+            made = openapi.document(self._version, self.methods, manifests)
+            self._made = (names, made)
+        return made
+
+    @cached_property
     def routes(self) -> list[str]:
         """List the routes in the document's order."""
         return [
