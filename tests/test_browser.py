@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,12 +18,34 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from service.operations import Tag
 from tests import xlmr
 from tests.conftest import MODEL, Live
 
 SECONDS = 30
 KEY = "a-key-of-the-test"
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder where pictures of the pages are to be kept
+READABLE = 4.5  # the ratio that WCAG asks of texts
+# Lists the texts that are shown on a ground from which they hardly differ.
+FAINT = """
+const rgb = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+const over = ([r, g, b, a = 1], [R, G, B]) => [r * a + R * (1 - a), g * a + G * (1 - a), b * a + B * (1 - a)];
+const linear = (value) => value <= 10 ? value / 3294.6 : ((value / 255 + 0.055) / 1.055) ** 2.4;
+const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+const ground = (each) => each
+  ? over(rgb(getComputedStyle(each).backgroundColor), ground(each.parentElement)) : [255, 255, 255];
+const faint = [];
+for (const each of document.querySelectorAll("body *")) {
+  const has_text = [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  const takes_text = ["TEXTAREA", "INPUT", "SELECT"].includes(each.tagName);
+  if (!(has_text || takes_text) || each.closest("noscript") || !each.getClientRects().length) continue;
+  const back = ground(each);
+  const pair = [light(back), light(over(rgb(getComputedStyle(each).color), back))].sort((a, b) => a - b);
+  const ratio = (pair[1] + 0.05) / (pair[0] + 0.05);
+  if (ratio < arguments[0]) faint.push(`${each.tagName}.${each.className} ${each.textContent}: ${ratio}`);
+}
+return faint;
+"""
 pytestmark = pytest.mark.full
 
 
@@ -115,6 +138,57 @@ def test_a_request_is_sent_from_the_documentation(browser: Chrome, live: Live) -
     wait_for(browser, "[id$='v1_embeddings'] .live-responses-table .response-col_status", "200")
     answer = wait_for(browser, "[id$='v1_embeddings'] .live-responses-table .highlight-code")
     assert '"object"' in answer.text
+    check_requests(browser, live)
+
+
+def test_the_documentation_is_grouped_and_short(browser: Chrome, live: Live) -> None:
+    browser.get(f"{live.url}/docs")
+    wait_for(browser, ".title", "jina-onnx-server")
+    groups = browser.find_elements(By.CSS_SELECTOR, ".opblock-tag")
+    names = [group.get_attribute("data-tag") for group in groups]
+    assert names == [tag for tag in Tag if tag != Tag.PAGES]
+    methods = {each.text for each in browser.find_elements(By.CSS_SELECTOR, ".opblock-summary-method")}
+    paths = {each.text for each in browser.find_elements(By.CSS_SELECTOR, ".opblock-summary-path")}
+    assert methods == {"GET", "POST"}
+    assert {"/v1/embeddings", "/healthz"} < paths and not {"/docs", "/playground"} & paths
+    wait_for(browser, "section.models", "Schemas")
+    assert not browser.find_elements(By.CSS_SELECTOR, "section.models .json-schema-2020-12")
+
+
+def test_the_documentation_shows_a_short_answer_of_the_loaded_model(browser: Chrome, live: Live) -> None:
+    browser.get(f"{live.url}/docs")
+    for route in ("v1_embeddings", "v1_rerank"):
+        click(browser, f"[id$='{route}'] .opblock-summary-control")
+        answer = wait_for(browser, f"[id$='{route}'] tr[data-code='200'] .highlight-code", "usage")
+        example = json.loads(answer.text)
+        assert example["model"] == (MODEL if route == "v1_embeddings" else xlmr.BGE_RERANKER)
+
+
+@pytest.mark.parametrize("colours", ["dark", "light"])
+def test_the_documentation_has_the_colours_that_the_browser_asks_for(
+    browser: Chrome, live: Live, colours: str
+) -> None:
+    wanted = {"features": [{"name": "prefers-color-scheme", "value": colours}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
+    browser.get(f"{live.url}/docs")
+    click(browser, "[id$='v1_embeddings'] .opblock-summary-control")
+    click(browser, "[id$='v1_embeddings'] .try-out__btn")
+    click(browser, "[id$='v1_embeddings'] .execute")
+    wait_for(browser, "[id$='v1_embeddings'] .live-responses-table .highlight-code", "object")
+    keep(browser, f"docs-{colours}")
+    paint = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    red = int(re.findall(r"\d+", paint)[0])
+    assert red < 60 if colours == "dark" else red > 200
+    if colours == "dark":  # the light ones are Swagger UI's own
+        assert browser.execute_script(FAINT, READABLE) == []
+
+
+def test_the_pages_lead_to_each_other(browser: Chrome, live: Live) -> None:
+    browser.get(f"{live.url}/docs")
+    click(browser, "nav a[href='playground']")
+    wait_for(browser, "h1", "Playground")
+    click(browser, "nav a[href='docs']")
+    wait_for(browser, ".title", "jina-onnx-server")
     check_requests(browser, live)
 
 
