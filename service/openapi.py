@@ -20,7 +20,8 @@ JSON = "application/json"
 DESCRIPTION = (
     "Embeddings and reranking over the Jina HTTP format. Unknown fields of a body are ignored, null means "
     "absent. Fields called extensions stand beside the specified ones. A key is needed only where the "
-    "service was started with `API_KEYS`; health routes never need one."
+    "service was started with `API_KEYS`, and never by health routes: as `Authorization: Bearer KEY`, or, "
+    "for what only reads, as the password of HTTP Basic."
 )
 ERRORS: dict[int, tuple[str, str]] = {  # what it means, and an example's code
     400: ("The HTTP request is broken.", "bad_request"),
@@ -70,11 +71,20 @@ CALLERS_ID: Json = {
     "description": "An id of your own for this request.",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
 }
-BEARER: Json = {
-    "type": "http",
-    "scheme": "bearer",
-    "description": "Needed only where the service was started with `API_KEYS`.",
+SCHEMES: dict[str, Json] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "Needed only where the service was started with `API_KEYS`.",
+    },
+    "basic": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "For what only reads (GET, HEAD): the key as the password, under any name.",
+    },
 }
+COMPUTING: list[Json] = [{"bearer": []}, {}]  # with a key, or none where none is wanted
+READING: list[Json] = [{"bearer": []}, {"basic": []}, {}]
 
 
 def document(version: str, routes: Collection[tuple[str, str]], loaded: Sequence[Manifest] = ()) -> Json:
@@ -94,14 +104,14 @@ def document(version: str, routes: Collection[tuple[str, str]], loaded: Sequence
         "info": {"title": "jina-onnx-server", "version": version, "description": DESCRIPTION},
         "servers": [{"url": "/"}],
         "tags": [{"name": tag, "description": meaning} for tag, meaning in TAGS.items()],
-        "security": [{"bearer": []}, {}],
+        "security": COMPUTING,
         "paths": paths,
         "components": {
             "schemas": _schemas(described),
             "headers": HEADERS,
             "parameters": {"RequestId": CALLERS_ID},
             "responses": {str(status): _error(status) for status in ERRORS},
-            "securitySchemes": {"bearer": BEARER},
+            "securitySchemes": SCHEMES,
         },
     }
 
@@ -116,8 +126,8 @@ def _operation(operation: Operation, loaded: Sequence[Manifest]) -> Json:
         "parameters": [*_parameters(operation, loaded), {"$ref": "#/components/parameters/RequestId"}],
         "responses": _responses(operation, _model_of(shown)),
     }
-    if operation.is_health:
-        found["security"] = []
+    if operation.method == "GET":
+        found["security"] = [] if operation.is_health else READING
     if operation.form:
         content = {"schema": _reference(operation.form.body), "examples": _named(shown)}
         found["requestBody"] = {"required": True, "content": {JSON: content}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from pathlib import Path
@@ -34,6 +35,8 @@ EXAMPLES = [
 OF_HTTP = {"content-type", "content-length", "vary"}  # need no description
 TIMED = {"/v1/embeddings", "/v1/multi-vector", "/v1/rerank"}
 JSON = "application/json"
+KEY = "a-key-of-the-test"
+UNAUTHORIZED = 401
 GONE = 499  # a client that has gone reads nothing
 
 
@@ -255,3 +258,30 @@ def test_health_needs_no_key(document: dict[str, Any], path: str) -> None:
     assert document["paths"][path]["get"]["security"] == []
     assert document["security"] == [{"bearer": []}, {}]
     assert "401" not in document["paths"][path]["get"]["responses"]
+
+
+def credentials(scheme: str) -> dict[str, str]:
+    shown = {"bearer": KEY, "basic": base64.b64encode(f"anyone:{KEY}".encode()).decode()}
+    return {"Authorization": f"{scheme} {shown[scheme]}"}
+
+
+def test_every_operation_names_the_schemes_that_work_for_it(
+    all_kinds_registry: Registry, document: dict[str, Any]
+) -> None:
+    """With keys, a scheme is refused where the document does not name it, and nowhere else."""
+    locked = TestClient(make_app(Settings(api_keys=(KEY,)), all_kinds_registry))
+    seen = set()
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            named = {name for one in operation.get("security", document["security"]) for name in one}
+            asked = path.replace("{name}", "x")
+            works = {
+                scheme
+                for scheme in document["components"]["securitySchemes"]
+                if locked.simulate_request(method.upper(), asked, headers=credentials(scheme)).status_code
+                != UNAUTHORIZED
+            }
+            open_to_all = locked.simulate_request(method.upper(), asked).status_code != UNAUTHORIZED
+            assert named == (set() if open_to_all else works), (method, path)
+            seen.add((open_to_all, *sorted(named)))
+    assert seen == {(True,), (False, "bearer"), (False, "basic", "bearer")}
