@@ -109,7 +109,7 @@ def make_app(
     door = Door(_admission(settings, metrics), settings.max_body_bytes)
     health = Health(registry, door.admission)
     surface = Surface(app, _version(), registry)
-    app.add_route("/", Root(registry, _version(), surface))
+    app.add_route("/", Root(registry, _version(), surface, Page("home.html").on_get))
     app.add_route("/openapi.json", surface)
     app.add_route("/docs", Page("docs.html"))
     app.add_route("/playground", Page("playground.html"))
