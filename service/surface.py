@@ -9,6 +9,7 @@ from typing import Any
 from falcon import App, Request, Response, inspect
 
 from service import openapi
+from service.commands import did_you_mean
 from service.registry import Registry
 
 CONVERTER = re.compile(r":[^}]+\}")  # in `{name:path}`
@@ -54,6 +55,12 @@ class Surface:
             for method in methods
             if method != "head"
         ]
+
+    def did_you_mean(self, method: str, path: str) -> str:
+        """Return the question whether a route that is nearly the same was meant, first of its method."""
+        whole = [known for known in self.methods if "{" not in known[1]]
+        own = [place for known, place in whole if known == method]
+        return did_you_mean(path, own) or did_you_mean(path, [place for _, place in whole])
 
     def on_get(self, req: Request, resp: Response) -> None:
         """Answer with the document."""
