@@ -20,8 +20,8 @@ JSON = "application/json"
 DESCRIPTION = (
     "Embeddings and reranking over the Jina HTTP format. Unknown fields of a body are ignored, null means "
     "absent. Fields called extensions stand beside the specified ones. A key is needed only where the "
-    "service was started with `API_KEYS`, and never by health routes: as `Authorization: Bearer KEY`, or, "
-    "for what only reads, as the password of HTTP Basic."
+    "service was started with `API_KEYS`, and not for health: `Authorization: Bearer KEY` or, for what only "
+    "reads, HTTP Basic with the key as the password."
 )
 ERRORS: dict[int, tuple[str, str]] = {  # what it means, and an example's code
     400: ("The HTTP request is broken.", "bad_request"),
