@@ -133,7 +133,8 @@ TOKENIZE_ANSWERS: Examples = {
 MODELS_ANSWERS: Examples = {"one model": {"object": "list", "data": [MODEL]}}
 MODEL_ANSWERS: Examples = {"a model": MODEL}
 READY: Examples = {"ready": {"status": "ok"}}
-NOT_READY: Examples = {
+NONE_READY: Examples = {"loading": {"status": "loading"}, "failed": {"status": "error"}}
+NOT_ALL_READY: Examples = {
     "loading": {"status": "loading"},
     "failed": {"status": "error", "failed": {"bge-m3": "onnx_models/bge-m3/manifest.json cannot be read"}},
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from service import examples, fitting
+from service import fitting
 from service.answers import ErrorAnswer
 from service.forms import Form
 from service.manifest import Manifest
@@ -160,7 +160,7 @@ def _responses(operation: Operation, model: str | None) -> Json:
     found: Json = {"200": good}
     found |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
     if operation.is_health and 503 in statuses:
-        content = _content(operation, examples.NOT_READY, model)
+        content = _content(operation, operation.refusals, model)
         found["503"] = {
             "description": "Not ready.", "headers": _headers("Retry-After"), "content": content
         }  # fmt: skip

@@ -72,6 +72,7 @@ class Operation:
     form: Form[Any] | None = None
     examples: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     answers: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # examples of what 200 has
+    refusals: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # and of what health has with 503
     parameters: tuple[dict[str, Any], ...] = ()
     page: str | None = None  # a media type that browsers get in place of the body
     is_computed: bool = False  # by a model's graph: the answer says where the time has gone
@@ -155,6 +156,7 @@ OPERATIONS = (
         tag=Tag.SERVICE,
         answer=answers.HealthAnswer,
         answers=examples.READY,
+        refusals=examples.NOT_ALL_READY,
         errors=(400, 500, 503),
         parameters=(VERBOSE,),
         is_health=True,
@@ -166,6 +168,7 @@ OPERATIONS = (
         tag=Tag.SERVICE,
         answer=answers.HealthAnswer,
         answers=examples.READY,
+        refusals=examples.NONE_READY,
         errors=(500, 503),
         is_health=True,
     ),
