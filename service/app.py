@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
 import falcon
 import orjson
-from falcon import App, CORSMiddleware, HTTPError, Request, Response
+from falcon import App, CORSMiddleware, HTTPError, HTTPRouteNotFound, Request, Response
 
 from service import addresses, lanes, logs, providers, schema, unquoted
 from service.access import CallerCheck, RateCheck
@@ -108,8 +109,8 @@ def make_app(
     app.resp_options.media_handlers[falcon.MEDIA_JSON] = json_handler
     door = Door(_admission(settings, metrics), settings.max_body_bytes)
     health = Health(registry, door.admission)
-    surface = Surface(app, _version())
-    app.add_route("/", Root(registry, _version(), surface))
+    surface = Surface(app, _version(), registry)
+    app.add_route("/", Root(registry, _version(), surface, Page("home.html").on_get))
     app.add_route("/openapi.json", surface)
     app.add_route("/docs", Page("docs.html"))
     app.add_route("/playground", Page("playground.html"))
@@ -127,7 +128,7 @@ def make_app(
     app.add_route("/metrics", Figures(metrics.render))
     app.add_error_handler(RequestError, _answer_request_error)
     app.add_error_handler(Exception, _answer_unexpected)
-    app.set_error_serializer(_answer_falcon_error)
+    app.set_error_serializer(partial(_answer_falcon_error, surface))
     return app
 
 
@@ -203,11 +204,13 @@ def _answer_unexpected(req: Request, resp: Response, error: Exception, params: d
     resp.media = schema.error_response(message, _error_type(500), None, "internal_error")
 
 
-def _answer_falcon_error(req: Request, resp: Response, error: HTTPError) -> None:
+def _answer_falcon_error(surface: Surface, req: Request, resp: Response, error: HTTPError) -> None:
     status = error.status_code
     code = FALCON_CODES.get(status, "http_error")
+    hint = surface.did_you_mean(req.method, req.path) if isinstance(error, HTTPRouteNotFound) else ""
     message = (
-        error.description or f"{error.status}: {req.method} {req.path} is not something this service does."
+        error.description
+        or f"{error.status}: {req.method} {req.path} is not something this service does.{hint}"
     )
     resp.content_type = falcon.MEDIA_JSON
     resp.data = _dumps(schema.error_response(message, _error_type(status), None, code))

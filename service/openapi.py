@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from service import fitting
 from service.answers import ErrorAnswer
 from service.forms import Form
-from service.operations import OPERATIONS, Operation
+from service.manifest import Manifest
+from service.operations import MODEL_ID, OPERATIONS, TAGS, Operation
 
 Json = dict[str, Any]
 SCHEMAS = "#/components/schemas/{name}"
@@ -18,7 +20,8 @@ JSON = "application/json"
 DESCRIPTION = (
     "Embeddings and reranking over the Jina HTTP format. Unknown fields of a body are ignored, null means "
     "absent. Fields called extensions stand beside the specified ones. A key is needed only where the "
-    "service was started with `API_KEYS`; health routes never need one."
+    "service was started with `API_KEYS`, and not for health: `Authorization: Bearer KEY` or, for what only "
+    "reads, HTTP Basic with the key as the password."
 )
 ERRORS: dict[int, tuple[str, str]] = {  # what it means, and an example's code
     400: ("The HTTP request is broken.", "bad_request"),
@@ -68,67 +71,117 @@ CALLERS_ID: Json = {
     "description": "An id of your own for this request.",
     "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
 }
-BEARER: Json = {
-    "type": "http",
-    "scheme": "bearer",
-    "description": "Needed only where the service was started with `API_KEYS`.",
+SCHEMES: dict[str, Json] = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "Needed only where the service was started with `API_KEYS`.",
+    },
+    "basic": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "For what only reads (GET, HEAD): the key as the password, under any name.",
+    },
 }
+COMPUTING: list[Json] = [{"bearer": []}, {}]  # with a key, or none where none is wanted
+READING: list[Json] = [{"bearer": []}, {"basic": []}, {}]
 
 
-def document(version: str, routes: Collection[tuple[str, str]]) -> Json:
-    """Describe routes, given as (method, path), those of `service.operations` alone; HEAD is as GET."""
+def document(version: str, routes: Collection[tuple[str, str]], loaded: Sequence[Manifest] = ()) -> Json:
+    """Describe routes, given as (method, path), those of `service.operations` alone; HEAD is as GET.
+
+    Examples name loaded models where one of these can answer them.
+    """
     described = [operation for operation in OPERATIONS if (operation.method, operation.path) in routes]
     paths: dict[str, Json] = {}
     for operation in described:
         methods = paths.setdefault(operation.path, {})
-        methods[operation.method.lower()] = found = _operation(operation)
+        methods[operation.method.lower()] = found = _operation(operation, loaded)
         if ("HEAD", operation.path) in routes:
             methods["head"] = _headless(found)
     return {
         "openapi": "3.1.0",
         "info": {"title": "jina-onnx-server", "version": version, "description": DESCRIPTION},
         "servers": [{"url": "/"}],
-        "security": [{"bearer": []}, {}],
+        "tags": [{"name": tag, "description": meaning} for tag, meaning in TAGS.items()],
+        "security": COMPUTING,
         "paths": paths,
         "components": {
             "schemas": _schemas(described),
             "headers": HEADERS,
             "parameters": {"RequestId": CALLERS_ID},
             "responses": {str(status): _error(status) for status in ERRORS},
-            "securitySchemes": {"bearer": BEARER},
+            "securitySchemes": SCHEMES,
         },
     }
 
 
-def _operation(operation: Operation) -> Json:
+def _operation(operation: Operation, loaded: Sequence[Manifest]) -> Json:
     place = operation.path.strip("/").replace("/", "_").replace(".", "_") or "root"
+    shown = fitting.fit(operation.examples, loaded)
     found: Json = {
         "operationId": f"{operation.method.lower()}_{place}".replace("{", "").replace("}", ""),
         "summary": operation.summary,
-        "parameters": [*operation.parameters, {"$ref": "#/components/parameters/RequestId"}],
-        "responses": _responses(operation),
+        "tags": [operation.tag],
+        "parameters": [*_parameters(operation, loaded), {"$ref": "#/components/parameters/RequestId"}],
+        "responses": _responses(operation, _model_of(shown)),
     }
-    if operation.is_health:
-        found["security"] = []
+    if operation.method == "GET":
+        found["security"] = [] if operation.is_health else READING
     if operation.form:
-        content = {"schema": _reference(operation.form.body), "examples": _named(operation.examples)}
+        content = {"schema": _reference(operation.form.body), "examples": _named(shown)}
         found["requestBody"] = {"required": True, "content": {JSON: content}}
     return found
 
 
-def _responses(operation: Operation) -> Json:
-    answer = operation.answer
-    if isinstance(answer, tuple):
-        content: Json = {media: {"schema": {"type": "string"}} for media in answer}
-    else:
-        content = {JSON: {"schema": _reference(answer) if answer else {"type": "object"}}}
+def _parameters(operation: Operation, loaded: Sequence[Manifest]) -> list[Json]:
+    """List the parameters, the example of a model's id being that of a loaded one."""
+    names: list[Any] = [manifest.name for manifest in loaded] or [MODEL_ID["example"]]
+    known = MODEL_ID["example"] in names
+    return [
+        each | {"example": names[0]} if each is MODEL_ID and not known else each
+        for each in operation.parameters
+    ]
+
+
+def _model_of(shown: Mapping[str, Json]) -> str | None:
+    """Return the model that the first example of a request names."""
+    return next((body.get("model") for body in shown.values()), None)
+
+
+def _responses(operation: Operation, model: str | None) -> Json:
     headers = _headers(TIMING) if operation.is_computed else _headers()
-    good = {"description": operation.summary + ".", "headers": headers, "content": content}
+    good = {
+        "description": operation.summary + ".",
+        "headers": headers,
+        "content": _content(operation, operation.answers, model),
+    }
     statuses = operation.errors if operation.is_health else sorted({*operation.errors, *OF_ALL})
     found: Json = {"200": good}
     found |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
     if operation.is_health and 503 in statuses:
-        found["503"] = good | {"description": "Not ready.", "headers": _headers("Retry-After")}
+        content = _content(operation, operation.refusals, model)
+        found["503"] = {
+            "description": "Not ready.", "headers": _headers("Retry-After"), "content": content
+        }  # fmt: skip
+    return found
+
+
+def _content(operation: Operation, answers: Mapping[str, Json], model: str | None) -> Json:
+    """Describe a body and show it as the model of the request's example gives it."""
+    answer = operation.answer
+    if isinstance(answer, tuple):
+        return {media: {"schema": {"type": "string"}} for media in answer}
+    found: Json = {JSON: {"schema": _reference(answer) if answer else {"type": "object"}}}
+    if answers:
+        found[JSON]["examples"] = _named(
+            {
+                name: body | ({"model": model} if model and "model" in body else {})
+                for name, body in answers.items()
+            }
+        )
+    if operation.page:
+        found[operation.page] = {"schema": {"type": "string"}}
     return found
 
 

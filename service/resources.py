@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from falcon import HTTP_503, Request, Response
+from falcon import HTTP_503, MEDIA_JSON, Request, Response
 
 from service import requests, schema, status
 from service.admission import Admission
@@ -15,6 +15,7 @@ from service.registry import Registry, State
 from service.surface import Surface
 
 RETRY_SECONDS = "5"
+HTML = "text/html"
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,23 @@ class Root:
     registry: Registry
     version: str
     surface: Surface
+    send_page: Callable[[Request, Response], None]
 
     def on_get(self, req: Request, resp: Response) -> None:
-        """Say what this is and what it serves."""
+        """Say what this is and what it serves; to a browser with a page that leads on."""
+        resp.append_header("Vary", "Accept")
+        if _prefers_page(req):
+            self.send_page(req, resp)
+            return
         resp.media = {
             "name": "jina-onnx-server",
             "version": self.version,
             "models": [loaded.model.manifest.name for loaded in self.registry.loaded()],
             "routes": self.surface.routes,
         }
+
+
+def _prefers_page(req: Request) -> bool:
+    """Tell whether HTML is asked for by its name, and before JSON: who takes anything is no browser."""
+    is_named = HTML in (req.get_header("Accept") or "").lower()
+    return is_named and req.client_prefers((MEDIA_JSON, HTML)) == HTML

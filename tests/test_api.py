@@ -460,6 +460,36 @@ def test_unknown_route(client: TestClient, method: str, path: str):
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "meant"),
+    [
+        ("POST", "/v1/embedding", ROUTE),
+        ("POST", "/embeddings", ROUTE),
+        ("POST", "/V1/Embeddings", ROUTE),
+        ("POST", "/v1/embeddings/x", ROUTE),
+        ("POST", "/rerank", "/v1/rerank"),
+        ("POST", "/v1/reranker", "/v1/rerank"),
+        ("POST", "/v1/tokenise", "/v1/tokenize"),
+        ("POST", "/v1/multivector", "/v1/multi-vector"),
+        ("GET", "/models", "/v1/models"),
+        ("GET", "/health", "/healthz"),
+        ("GET", "/v1/embedding", ROUTE),  # with a 405 that says POST
+        ("GET", "/doc", "/docs"),
+    ],
+)
+def test_an_unknown_route_that_is_nearly_one(client: TestClient, method: str, path: str, meant: str):
+    answer = client.simulate_request(method, path)
+    assert_error(answer, 404, None, "route_not_found")
+    assert answer.json["detail"].endswith(f" Did you mean {meant}?")
+
+
+@pytest.mark.parametrize("path", ["/nope", "/v1/chat/completions", "/x" * 4000, "/static/nope.js"])
+def test_an_unknown_route_that_is_far_from_all(client: TestClient, path: str):
+    answer = client.simulate_get(path)
+    assert_error(answer, 404, None, "route_not_found")
+    assert "Did you mean" not in answer.text
+
+
+@pytest.mark.parametrize(
     "content_type",
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/xml"],
 )

@@ -35,7 +35,7 @@ SERVICE_LAYERS: list[set[str]] = [
     {"embedding", "reranking"},
     {"loading", "multi_vector", "requests"},
     {"status", "token_counts"},
-    {"registry", "schema", "answers"},
+    {"registry", "schema", "answers", "examples", "fitting"},
     {"operations"},
     {"openapi"},
     {"surface"},

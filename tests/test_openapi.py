@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import falcon.inspect
@@ -18,6 +21,9 @@ from service.config import Settings
 from service.forms import Form
 from service.operations import OPERATIONS, Operation
 from service.registry import Registry
+from service.scheduler import Scheduler
+from tests import xlmr
+from tests.conftest import MODEL, load_all
 
 FORMS = [operation for operation in OPERATIONS if operation.form]
 TYPED = [operation for operation in OPERATIONS if isinstance(operation.answer, type)]
@@ -28,6 +34,9 @@ EXAMPLES = [
 ]
 OF_HTTP = {"content-type", "content-length", "vary"}  # need no description
 TIMED = {"/v1/embeddings", "/v1/multi-vector", "/v1/rerank"}
+JSON = "application/json"
+KEY = "a-key-of-the-test"
+UNAUTHORIZED = 401
 GONE = 499  # a client that has gone reads nothing
 
 
@@ -136,6 +145,89 @@ def test_every_form_has_examples_and_they_are_in_the_document(document: dict[str
         assert shown == [*operation.examples.values()] and shown
 
 
+@pytest.mark.parametrize("operation", TYPED, ids=lambda one: one.path)
+def test_examples_of_answers_are_of_their_types(document: dict[str, Any], operation: Operation) -> None:
+    responses = document["paths"][operation.path][operation.method.lower()]["responses"]
+    shown = [
+        example["value"]
+        for status in {"200", "503"} & {*responses}
+        for example in responses[status].get("content", {JSON: {}})[JSON].get("examples", {}).values()
+    ]
+    assert shown
+    for value in shown:
+        msgspec.convert(value, type=operation.answer)
+        assert len(json.dumps(value)) < 500  # to be read at a glance
+
+
+@pytest.mark.parametrize("operation", FORMS, ids=lambda operation: operation.path)
+def test_the_example_of_an_answer_is_of_the_first_request(
+    client: TestClient, document: dict[str, Any], operation: Operation
+) -> None:
+    """Same model, as many items, and the fields that the service answers with."""
+    body = document["paths"][operation.path]["post"]
+    request, *_ = body["requestBody"]["content"][JSON]["examples"].values()
+    shown, *_ = body["responses"]["200"]["content"][JSON]["examples"].values()
+    answered = client.simulate_post(operation.path, json=request["value"]).json
+    items = "results" if operation.path == "/v1/rerank" else "data"
+    assert shown["value"]["model"] == answered["model"]
+    assert {*shown["value"]} == {*answered}
+    assert [{*each} for each in shown["value"][items]] == [{*each} for each in answered[items]]
+
+
+def test_every_operation_has_one_known_tag(document: dict[str, Any]) -> None:
+    known = [tag["name"] for tag in document["tags"]]
+    assert known == [*operations.Tag]
+    used = [tuple(found["tags"]) for methods in document["paths"].values() for found in methods.values()]
+    assert {*used} == {(name,) for name in known}
+
+
+# --- examples for what is loaded -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_client(tiny_models: Path) -> TestClient:
+    """A client of a service that has the default model alone."""
+    return TestClient(make_app(Settings(), load_all(tiny_models)))
+
+
+def shown_examples(client: TestClient, path: str) -> dict[str, dict[str, Any]]:
+    body = client.simulate_get("/openapi.json").json["paths"][path]["post"]["requestBody"]
+    return {one["summary"]: one["value"] for one in body["content"][JSON]["examples"].values()}
+
+
+@pytest.mark.parametrize("operation", FORMS, ids=lambda operation: operation.path)
+def test_examples_work_or_say_which_model_they_need(small_client: TestClient, operation: Operation) -> None:
+    shown = shown_examples(small_client, operation.path)
+    assert len(shown) == len(operation.examples)
+    is_first = True
+    for name, body in shown.items():
+        status = small_client.simulate_post(operation.path, json=body).status_code
+        assert (status == 200) == ("(needs " not in name), name
+        assert is_first or status != 200  # those that work come first
+        is_first = is_first and status == 200
+
+
+def test_an_example_names_a_loaded_model_of_its_kind(tiny_qwen_registry: Registry) -> None:
+    client = TestClient(make_app(Settings(), tiny_qwen_registry))
+    texts = shown_examples(client, "/v1/embeddings")["texts"]
+    assert texts["model"] != MODEL
+    assert client.simulate_post("/v1/embeddings", json=texts).status_code == 200
+    documents = shown_examples(client, "/v1/rerank")["documents"]
+    assert documents["model"] != xlmr.BGE_RERANKER
+    assert client.simulate_post("/v1/rerank", json=documents).status_code == 200
+    path = client.simulate_get("/openapi.json").json["paths"]["/v1/models/{name}"]["get"]
+    assert client.simulate_get(f"/v1/models/{path['parameters'][0]['example']}").status_code == 200
+
+
+def test_the_document_follows_what_is_loaded_later(tiny_models: Path) -> None:
+    settings = Settings(models_dir=tiny_models)
+    registry = Registry(settings, Scheduler(settings.max_batch_tokens))
+    client = TestClient(make_app(settings, registry))
+    assert "late chunking" in shown_examples(client, "/v1/embeddings")  # nothing is known yet
+    registry.load()
+    assert "late chunking (needs jina-embeddings-v3)" in shown_examples(client, "/v1/embeddings")
+
+
 @pytest.mark.parametrize("operation", [one for one in TYPED if not one.form], ids=lambda one: one.path)
 def test_answers_are_of_their_types(client: TestClient, operation: Operation) -> None:
     path = operation.path.replace("{name}", str(operations.MODEL_ID["example"]))
@@ -166,3 +258,30 @@ def test_health_needs_no_key(document: dict[str, Any], path: str) -> None:
     assert document["paths"][path]["get"]["security"] == []
     assert document["security"] == [{"bearer": []}, {}]
     assert "401" not in document["paths"][path]["get"]["responses"]
+
+
+def credentials(scheme: str) -> dict[str, str]:
+    shown = {"bearer": KEY, "basic": base64.b64encode(f"anyone:{KEY}".encode()).decode()}
+    return {"Authorization": f"{scheme} {shown[scheme]}"}
+
+
+def test_every_operation_names_the_schemes_that_work_for_it(
+    all_kinds_registry: Registry, document: dict[str, Any]
+) -> None:
+    """With keys, a scheme is refused where the document does not name it, and nowhere else."""
+    locked = TestClient(make_app(Settings(api_keys=(KEY,)), all_kinds_registry))
+    seen = set()
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            named = {name for one in operation.get("security", document["security"]) for name in one}
+            asked = path.replace("{name}", "x")
+            works = {
+                scheme
+                for scheme in document["components"]["securitySchemes"]
+                if locked.simulate_request(method.upper(), asked, headers=credentials(scheme)).status_code
+                != UNAUTHORIZED
+            }
+            open_to_all = locked.simulate_request(method.upper(), asked).status_code != UNAUTHORIZED
+            assert named == (set() if open_to_all else works), (method, path)
+            seen.add((open_to_all, *sorted(named)))
+    assert seen == {(True,), (False, "bearer"), (False, "basic", "bearer")}

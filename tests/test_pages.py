@@ -13,7 +13,8 @@ from service.config import Settings
 from service.pages import FOLDER, MEDIA_TYPES
 from tests.conftest import load_all
 
-PAGES = {"/docs": "docs.html", "/playground": "playground.html"}
+PAGES = {"/": "home.html", "/docs": "docs.html", "/playground": "playground.html"}
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def client(tiny_models: Path) -> TestClient:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_loads_only_what_is_there(client: TestClient, path: str) -> None:
-    answer = client.simulate_get(path)
+    answer = client.simulate_get(path, headers=BROWSER)
     assert (answer.status_code, answer.headers["content-type"]) == (200, MEDIA_TYPES[".html"])
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     named = re.findall(r'(?:src|href)="(static/[^"]+)"', answer.text)
@@ -32,6 +33,24 @@ def test_a_page_loads_only_what_is_there(client: TestClient, path: str) -> None:
         found = client.simulate_get(f"/{name}")
         assert (found.status_code, found.headers["x-content-type-options"]) == (200, "nosniff")
         assert found.content == (FOLDER / name.removeprefix("static/")).read_bytes()
+
+
+def test_the_first_page_leads_on(client: TestClient) -> None:
+    page = client.simulate_get("/", headers=BROWSER).text
+    led_to = [path for path in re.findall(r'<a href="([^"]+)"', page)]
+    assert led_to == ["docs", "playground", "v1/models", "healthz"]
+    for path in led_to:
+        assert client.simulate_get(f"/{path}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "accept", [None, "*/*", "application/json", "application/json, text/html", "text/html;q=0.5, */*", "x"]
+)
+def test_who_does_not_prefer_html_gets_json(client: TestClient, accept: str | None) -> None:
+    answer = client.simulate_get("/", headers={"Accept": accept} if accept else {})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json["name"] == "jina-onnx-server" and "Accept" in answer.headers["vary"]
+    assert "content-security-policy" not in answer.headers
 
 
 @pytest.mark.parametrize("page", PAGES.values())

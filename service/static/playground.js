@@ -1,7 +1,17 @@
 "use strict";
 
 const element = (id) => document.getElementById(id);
-const lines = (id) => element(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
+const numbered = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
+
+/** Read the lines of a field that have something; throws an Error that says what is needed where none has. */
+function lines(id, needed) {
+  const found = element(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
+  if (!found.length) {
+    element(id).focus();
+    throw new Error(needed);
+  }
+  return found;
+}
 
 function make(tag, text, properties = {}) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -14,7 +24,7 @@ function show(id, message) {
   element(id).hidden = !message;
 }
 
-/** Ask the service; throws an Error with the message of its error body. */
+/** Ask the service; throws an Error with the message and the code of its error body. */
 async function ask(path, body) {
   const key = element("key").value.trim();
   const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
@@ -23,16 +33,20 @@ async function ask(path, body) {
     throw new Error("The server does not answer.");
   });
   const content = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Error(content?.error?.message ?? `The server answered ${answer.status}.`);
+  if (!answer.ok) {
+    const message = content?.error?.message ?? `The server answered ${answer.status}.`;
+    throw Object.assign(new Error(message), { code: content?.error?.code });
+  }
   return content;
 }
 
 // --- models ---
 
 let models = [];
+const modelOf = (id) => models.find((model) => model.id === id);
 
 function fillTasks() {
-  const model = models.find(({ id }) => id === element("embed-model").value);
+  const model = modelOf(element("embed-model").value);
   const tasks = model?.tasks ?? [];
   element("embed-task").replaceChildren(...["", ...tasks].map((task) => new Option(task || "default", task)));
   element("embed-task").disabled = !tasks.length;
@@ -52,7 +66,7 @@ async function loadModels() {
     show("embed-error", fill("embed-model", "embedding") ? "" : "No embedding model is loaded.");
     const hasReranker = fill("rank-model", "reranker") > 0;
     show("rank-error", "");
-    element("rank-note").textContent = hasReranker ? "" : "No reranker is loaded: documents are ranked by the similarity of their vectors.";
+    element("rank-hint").hidden = hasReranker;
     if (!hasReranker) fill("rank-model", "embedding");
     fillTasks();
   } catch (error) {
@@ -85,21 +99,47 @@ function matrix(texts, vectors) {
   return table;
 }
 
-async function embed(model, texts, task) {
-  const body = { model, input: texts, truncate: true, ...(task && { task }) };
-  const answer = await ask("v1/embeddings", body);
-  return { vectors: answer.data.map((item) => item.embedding), tokens: answer.usage.total_tokens };
+/** Count the tokens that a model would read of texts, were there no limit. */
+async function tokensOf(model, texts, task) {
+  const answer = await ask("v1/tokenize", { model, input: texts, ...(task && { task }) });
+  return answer.data.map((item) => item.tokens);
 }
+
+/** Embed texts. Those that are too long are cut, and `excess` has their places and numbers of tokens. */
+async function embed(model, texts, task) {
+  const body = { model, input: texts, ...(task && { task }) };
+  let excess = [];
+  const answer = await ask("v1/embeddings", body).catch(async (error) => {
+    if (error.code !== "input_too_long") throw error;
+    const counts = await tokensOf(model, texts, task);
+    excess = counts.map((tokens, index) => ({ tokens, index })).filter(({ tokens }) => tokens > modelOf(model).max_tokens);
+    return ask("v1/embeddings", { ...body, truncate: true });
+  });
+  return { vectors: answer.data.map((item) => item.embedding), tokens: answer.usage.total_tokens, excess };
+}
+
+/** Say what was not read to its end, and how much the model reads. */
+function showCut(id, reads, excess, nameOf) {
+  const names = excess.map(({ index, tokens }) => `${nameOf(index)} (${tokens} tokens)`);
+  show(id, names.length ? `Cut, since the model reads ${reads}: ${names.join(", ")}.` : "");
+}
+
+const readsOfText = (model) => `${modelOf(model).max_tokens} tokens of a text`;
 
 async function compare() {
   element("matrix").replaceChildren();
-  const texts = lines("texts");
-  const found = await embed(element("embed-model").value, texts, element("embed-task").value);
+  const texts = lines("texts", "At least one text is needed.");
+  const model = element("embed-model").value;
+  const found = await embed(model, texts, element("embed-task").value);
   element("matrix").replaceChildren(matrix(texts, found.vectors));
-  return `${texts.length} texts, ${found.tokens} tokens, ${found.vectors[0].length} dimensions; cosine similarity`;
+  showCut("embed-cut", readsOfText(model), found.excess, (index) => `text ${index + 1}`);
+  return `${numbered(texts.length, "text")}, ${numbered(found.tokens, "token")}, ${numbered(found.vectors[0].length, "dimension")}; cosine similarity`;
 }
 
 // --- ranking ---
+
+const READ_OF_EACH = { "jina-reranker-v3": { query: 512, document: 2048 } }; // /v1/models does not say it
+const SPECIAL_TOKENS = 8; // no more stand around two texts
 
 function bar({ text, score }, lowest, highest) {
   const line = make("div", "", { className: "line" });
@@ -111,22 +151,46 @@ function bar({ text, score }, lowest, highest) {
   return item;
 }
 
-async function ranked(model, query, documents) {
-  if (models.find(({ id }) => id === model)?.type === "reranker") {
-    const { results } = await ask("v1/rerank", { model, query, documents, return_documents: false });
-    return results.map(({ index, relevance_score }) => ({ text: documents[index], score: relevance_score }));
-  }
-  const { vectors } = await embed(model, [query, ...documents], "");
+const nameInRanking = (index) => (index ? `document ${index}` : "the query");
+const bytes = (text) => new TextEncoder().encode(text).length;
+
+/** Say what a reranker has not read to its end: it cuts by itself, and its answer does not tell. */
+async function showUnread(model, query, documents) {
+  const { max_tokens: both } = modelOf(model);
+  const each = READ_OF_EACH[model];
+  const harmless = (each?.query ?? both) - SPECIAL_TOKENS; // a token has a byte or more
+  if (documents.every((text) => bytes(query + text) <= harmless)) return;
+  const [ofQuery, ...ofDocuments] = await tokensOf(model, [query, ...documents], "");
+  const isCut = each ? (tokens) => tokens > each.document : (tokens) => ofQuery + tokens > both;
+  const excess = ofDocuments.map((tokens, index) => ({ tokens, index: index + 1 })).filter(({ tokens }) => isCut(tokens));
+  if (each && ofQuery > each.query) excess.unshift({ tokens: ofQuery, index: 0 });
+  const reads = each ? `${each.query} tokens of a query and ${each.document} of a document` : `${both} tokens of query and document together`;
+  showCut("rank-cut", reads, excess, nameInRanking);
+}
+
+async function rerank(model, query, documents) {
+  const { results } = await ask("v1/rerank", { model, query, documents, return_documents: false });
+  return results.map(({ index, relevance_score }) => ({ text: documents[index], score: relevance_score }));
+}
+
+async function rankByVectors(model, query, documents) {
+  const { vectors, excess } = await embed(model, [query, ...documents], "");
+  showCut("rank-cut", readsOfText(model), excess, nameInRanking);
   const scores = documents.map((text, index) => ({ text, score: dot(vectors[0], vectors[index + 1]) }));
   return scores.sort((one, other) => other.score - one.score);
 }
 
 async function rank() {
   element("bars").replaceChildren();
-  const found = await ranked(element("rank-model").value, element("query").value, lines("documents"));
+  const [query] = lines("query", "A query is needed.");
+  const documents = lines("documents", "At least one document is needed.");
+  const model = element("rank-model").value;
+  const isReranker = modelOf(model)?.type === "reranker";
+  const found = await (isReranker ? rerank : rankByVectors)(model, query, documents);
   const scores = found.map(({ score }) => score);
   element("bars").replaceChildren(...found.map((each) => bar(each, Math.min(...scores), Math.max(...scores))));
-  return `${found.length} documents, best first`;
+  if (isReranker) await showUnread(model, query, documents);
+  return `${numbered(found.length, "document")}, best first`;
 }
 
 // --- the page ---
@@ -137,6 +201,7 @@ function onSubmit(name, action) {
     const button = element(name).querySelector("button");
     button.disabled = true;
     show(`${name}-error`, "");
+    show(`${name}-cut`, "");
     element(`${name}-note`).textContent = "";
     try {
       element(`${name}-note`).textContent = await action();
