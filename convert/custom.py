@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert import configs, sentence_files, vocabulary
+from convert import configs, sentence_files, tokenizer_files, vocabulary
 from convert.checkpoint import CONFIG_FILE, Checkpoint, read_json
 from convert.recipe import Architecture, Recipe
-from convert.sentence_files import TOKENIZER_CONFIG, SentenceFiles
+from convert.sentence_files import SentenceFiles
 from service.errors import BakeError
-from service.manifest import TOKENIZER_FILE, Kind, Manifest, Output, Pooling, Scoring, Source
+from service.manifest import Kind, Manifest, Output, Pooling, Scoring, Source
 
 ARCHITECTURES = {  # by model_type
     "bert": Architecture.BERT,
@@ -53,6 +53,8 @@ def described(root: Path, source: Source, name: str) -> Custom:
     _refuse_own_code(folder / CONFIG_FILE, config)
     is_reranker = _is_reranker(folder / CONFIG_FILE, config)
     files = sentence_files.read_plain(root) if is_reranker else sentence_files.read(root)
+    if files.folder != folder:
+        _refuse_own_code(files.folder / CONFIG_FILE, read_json(files.folder / CONFIG_FILE))
     opened = Checkpoint(files.folder, files.head_files)
     architecture, reason = _architecture(config, files, is_reranker=is_reranker)
     separator = _separator(files, config) if is_reranker else None
@@ -83,17 +85,9 @@ def described(root: Path, source: Source, name: str) -> Custom:
 
 
 def tokenizer_of(folder: Path, config: Mapping[str, Any], *, lowercases: bool) -> bytes | None:
-    """Return the tokenizer, made of BERT's list of words where that is all there is; None: of neither."""
-    path, words = folder / TOKENIZER_FILE, folder / vocabulary.WORD_PIECES
-    if path.is_file():
-        content = path.read_bytes()
-    elif words.is_file() and config.get("model_type") == "bert":
-        settings = folder / TOKENIZER_CONFIG
-        lowers = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
-        content = vocabulary.of_word_pieces(words, lowercases=bool(lowers))
-    else:
-        return None
-    return adapted(content, lowercases=lowercases)
+    """Return the tokenizer; None where only transformers can make it. Raises BakeError for a broken one."""
+    found = tokenizer_files.read(folder, config.get("model_type"))
+    return found and adapted(found, lowercases=lowercases)
 
 
 def adapted(tokenizer: bytes, *, lowercases: bool) -> bytes:
@@ -148,7 +142,8 @@ def _architecture(
 def _separator(files: SentenceFiles, config: Mapping[str, Any]) -> int | None:
     """Return the token behind which the second text of a pair begins, where the model has a type for it."""
     tokenizer = tokenizer_of(files.folder, config, lowercases=files.lowercases)
-    if int(config.get("type_vocab_size") or 0) < 2 or tokenizer is None:
+    has_types = int(config.get("type_vocab_size") or 0) >= 2 and tokenizer_files.has_types(files.folder)
+    if not has_types or tokenizer is None:
         return None
     return vocabulary.separator_id(tokenizer)
 

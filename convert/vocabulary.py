@@ -9,7 +9,6 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from service.errors import BakeError
 
-WORD_PIECES = "vocab.txt"
 TWO_TEXTS = ("a", "b")
 
 
@@ -33,7 +32,7 @@ def separator_id(tokenizer: bytes) -> int | None:
 
     Raises BakeError for a tokenizer that is broken.
     """
-    found = _opened(tokenizer).encode(*TWO_TEXTS)
+    found = opened(tokenizer).encode(*TWO_TEXTS)
     if 1 not in found.type_ids:
         return None
     return int(found.ids[found.type_ids.index(1) - 1])
@@ -41,13 +40,13 @@ def separator_id(tokenizer: bytes) -> int | None:
 
 def lowercased(tokenizer: bytes) -> bytes:
     """Return the tokenizer with texts made lower-case before all else. Raises BakeError."""
-    opened = _opened(tokenizer)
-    steps = [normalizers.Lowercase(), *([opened.normalizer] if opened.normalizer else [])]
-    opened.normalizer = normalizers.Sequence(steps)
-    return str(opened.to_str()).encode()
+    found = opened(tokenizer)
+    steps = [normalizers.Lowercase(), *([found.normalizer] if found.normalizer else [])]
+    found.normalizer = normalizers.Sequence(steps)
+    return str(found.to_str()).encode()
 
 
-def of_word_pieces(path: Path, *, lowercases: bool) -> bytes:
+def of_word_pieces(path: Path) -> bytes:
     """Make BERT's tokenizer of its list of word pieces. Raises BakeError where a special token is missing."""
     try:
         pieces = path.read_text(encoding="utf-8").split("\n")
@@ -58,14 +57,15 @@ def of_word_pieces(path: Path, *, lowercases: bool) -> bytes:
     if missing := [token for token in special if token not in ids]:
         raise BakeError(f"{path} has no token {', '.join(missing)}, which BERT's tokenizer needs")
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercases)
+    tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     tokenizer.add_special_tokens(special)
     return str(tokenizer.to_str()).encode()
 
 
-def _opened(tokenizer: bytes) -> Tokenizer:
+def opened(tokenizer: bytes) -> Tokenizer:
+    """Open a tokenizer. Raises BakeError for one that is broken."""
     try:
         return Tokenizer.from_str(tokenizer.decode())
     except Exception as error:  # the library raises plain Exception

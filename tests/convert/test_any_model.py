@@ -69,6 +69,19 @@ def pooled(**flags: bool) -> Edit:
     return changed("1_Pooling/config.json", word_embedding_dimension=checkpoints.HIDDEN, **flags)
 
 
+def nested(folder: Path) -> None:
+    """Put the model into a folder of its own, as old versions did, which left a config of theirs outside."""
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for path in folder.glob("*"):
+        if path.is_file() and path.name != "modules.json":
+            path.rename(inner / path.name)
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[0]["path"] = inner.name
+    write_json(folder / "modules.json", listed)
+    write_json(folder / "config.json", {"__version__": "1.0.0"})
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A tiny BERT in the layout of sentence-transformers, pooled by mean."""
@@ -316,7 +329,7 @@ def test_a_list_of_words_is_made_a_tokenizer(source: Path) -> None:
 def test_a_list_of_words_without_special_tokens_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("a\nb\n")
     with pytest.raises(BakeError, match=r"no token \[PAD\], \[UNK\]"):
-        vocabulary.of_word_pieces(tmp_path / "vocab.txt", lowercases=True)
+        vocabulary.of_word_pieces(tmp_path / "vocab.txt")
 
 
 # --- cross-encoders ---------------------------------------------------------------------------------------
@@ -382,6 +395,14 @@ OWN_CODE = {"AutoModel": "modeling_own.OwnModel"}
 REFUSED: dict[str, tuple[list[Edit], str]] = {
     "own-code": ([changed("config.json", model_type="own", auto_map=OWN_CODE)], "trust_remote_code"),
     "own-code-of-a-known-type": ([changed("config.json", auto_map=OWN_CODE)], "trust_remote_code"),
+    "own-tokenizer": (
+        [changed("tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]})],
+        "trust_remote_code",
+    ),
+    "own-code-in-a-folder": (
+        [nested, changed("0_Transformer/config.json", auto_map=OWN_CODE)],
+        "trust_remote_code",
+    ),
     "own-module": ([modules("Transformer", "Pooling", package="own_code")], "trust_remote_code"),
     "sparse": ([modules("MLMTransformer", "SpladePooling")], "can be served"),
     "no-pooling": ([modules("Transformer", "Normalize")], "can be served"),
