@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import transformers
+from tokenizers import Tokenizer
 
 from convert import tokenizer_files, vocabulary
 from tests.exporter import checkpoints
@@ -105,12 +106,12 @@ def differing(folder: Path, tiny: Tiny, edit: Edit) -> tuple[list[str], int]:
     edit(folder)
     made = tokenizer_files.read(folder, json.loads((folder / "config.json").read_text())["model_type"])
     assert made, "it has a tokenizer.json or a list of words"
-    own = checkpoints.Tokenizer.from_str(made.decode())
+    own = Tokenizer.from_str(made.decode())
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     wrong = [text for text in TEXTS if own.encode(text).ids != theirs(text)["input_ids"]]
     words = folder / "vocab.txt"
     plain = vocabulary.of_word_pieces(words) if words.is_file() else (folder / "tokenizer.json").read_bytes()
-    bare = checkpoints.Tokenizer.from_str(plain.decode())
+    bare = Tokenizer.from_str(plain.decode())
     return wrong, sum(own.encode(text).ids != bare.encode(text).ids for text in TEXTS)
 
 
@@ -118,7 +119,7 @@ def _size(folder: Path) -> int:
     words = folder / "vocab.txt"
     if words.is_file():
         return len(words.read_text(encoding="utf-8").splitlines())
-    return len(checkpoints.Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab())
+    return len(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab())
 
 
 def main() -> None:
