@@ -358,7 +358,7 @@ def _kill_maker(staging: Path) -> None:
     children = Path("/proc/self/task").glob("*/children")
     for pid in " ".join(path.read_text() for path in children).split():
         if prepacking.__name__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            subprocess.run(["kill", "-9", pid], check=True)
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def test_one_maker_at_a_time(models: Path, tmp_path: Path) -> None:
