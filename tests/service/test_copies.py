@@ -8,7 +8,7 @@ import logging
 import os
 import resource
 import shutil
-import subprocess
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
