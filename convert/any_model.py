@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from convert import custom, exporting, source
 from convert.bake import Prepared
@@ -54,8 +57,17 @@ def prepared(given: str, name: str, *, offline: bool) -> tuple[Recipe, Prepared,
     if model.reason is None:
         return model.recipe, ready, (*model.notes, f"{_kind(model)}: a graph of this converter's own")
     exporting.check_installed(model.reason)
-    exported = exporting.export(model.recipe, ready)
+    exported = _cut(exporting.export(model.recipe, ready), model.recipe.manifest.default_dimensions)
     return model.recipe, exported, (*model.notes, f"exported with optimum: {model.reason}")
+
+
+def _cut(ready: Prepared, size: int) -> Prepared:
+    """Cut the expected vectors as the bundle's will be; size 0: they stay whole."""
+    if not size or not ready.expected:
+        return ready
+    cut = ready.expected.answers[:, :size]
+    unit = cut / np.linalg.norm(cut, axis=1, keepdims=True)
+    return replace(ready, expected=replace(ready.expected, answers=unit))
 
 
 def _kind(model: Custom) -> str:

@@ -114,13 +114,15 @@ def _check_kind(recipe: Recipe, opened: Checkpoint) -> None:
     classes = [str(name) for name in opened.config.get("architectures") or ()]
     name, scoring = recipe.manifest.name, recipe.manifest.scoring
     for ending, kind in CLASSES.items():
+        if recipe.is_described and kind == Scoring.CLASSIFIER:
+            continue  # its modules say whether it is asked for vectors
         if scoring != kind and any(found.endswith(ending) for found in classes):
             raise BakeError(f"{opened.folder} holds {', '.join(classes)}: {name} is {MODELS[scoring]}")
 
 
 def _check_pooling(recipe: Recipe, opened: Checkpoint) -> None:
     """Refuse a checkpoint whose sentence-transformers config pools in another way."""
-    if not opened.has_file(POOLING_CONFIG):
+    if recipe.is_described or not opened.has_file(POOLING_CONFIG):
         return
     modes = {
         name for name, value in opened.read_json(POOLING_CONFIG).items() if "mode" in name and value is True

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert import configs, sentence_files, tokenizer_files, vocabulary
+from convert import configs, module_list, sentence_files, tokenizer_files, vocabulary
 from convert.checkpoint import CONFIG_FILE, Checkpoint, read_json
+from convert.module_list import ModuleList
 from convert.recipe import Architecture, Recipe
 from convert.sentence_files import SentenceFiles
 from service.errors import BakeError
@@ -47,14 +48,13 @@ class Custom:
 
 def described(root: Path, source: Source, name: str) -> Custom:
     """Make the recipe of a checkpoint. Raises BakeError for what cannot be served, with the reason."""
-    has_config = (root / CONFIG_FILE).is_file()
-    folder = root if has_config else sentence_files.read(root).folder
-    config = read_json(folder / CONFIG_FILE)
-    _refuse_own_code(folder / CONFIG_FILE, config)
-    is_reranker = _is_reranker(folder / CONFIG_FILE, config)
-    files = sentence_files.read_plain(root) if is_reranker else sentence_files.read(root)
-    if files.folder != folder:
-        _refuse_own_code(files.folder / CONFIG_FILE, read_json(files.folder / CONFIG_FILE))
+    listed = module_list.read(root)
+    path = (root / listed.transformer if listed else root) / CONFIG_FILE
+    config = read_json(path)
+    _refuse_own_code(path, config)
+    is_reranker = _is_reranker(path, config, listed)
+    scoring = sentence_files.read_cross_encoder
+    files = scoring(root, listed) if is_reranker else sentence_files.read(root, listed, config)
     opened = Checkpoint(files.folder, files.head_files)
     architecture, reason = _architecture(config, files, is_reranker=is_reranker)
     separator = _separator(files, config) if is_reranker else None
@@ -68,6 +68,8 @@ def described(root: Path, source: Source, name: str) -> Custom:
         owned_by=source.id.rpartition("/")[0] or UNKNOWN,
         source=source,
         max_tokens=files.max_tokens,
+        default_dimensions=files.dimensions,
+        truncatable=bool(files.dimensions),
         tasks=files.tasks,
         default_task=files.default_task,
         has_prompts=bool(files.tasks),
@@ -80,8 +82,9 @@ def described(root: Path, source: Source, name: str) -> Custom:
         dense=files.dense,
         separator_id=separator,
         lowercases=files.lowercases,
+        is_described=True,
     )
-    return Custom(recipe, files.folder, reason, _notes(files, is_reranker=is_reranker))
+    return Custom(recipe, files.folder, reason, (files.note,) if files.note else ())
 
 
 def tokenizer_of(folder: Path, config: Mapping[str, Any], *, lowercases: bool) -> bytes | None:
@@ -104,10 +107,17 @@ def _refuse_own_code(path: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _is_reranker(path: Path, config: Mapping[str, Any]) -> bool:
-    """Tell a cross-encoder by its class. Raises BakeError where it has more than one label."""
+def _is_reranker(path: Path, config: Mapping[str, Any], listed: ModuleList | None) -> bool:
+    """Tell a cross-encoder by its modules and its class. Raises BakeError for one that cannot be served."""
+    if listed and listed.pooling is not None:
+        return False  # what pools takes the token states, whatever the class
     classes = [str(name) for name in config.get("architectures") or ()]
     if not any(name.endswith(CLASSIFIER) for name in classes):
+        if listed and listed.is_cross_encoder:
+            raise BakeError(
+                f"{path} is of {', '.join(classes) or 'no class'}: only cross-encoders with a classifier "
+                f"(...{CLASSIFIER}) can be served"
+            )
         return False
     labels = config.get("id2label")
     num_labels = len(labels) if isinstance(labels, Mapping) else int(config.get("num_labels") or 2)
@@ -159,9 +169,3 @@ def _licence(root: Path) -> str:
     found = dict(LICENCE.findall(parts[1]))
     licence: str = found.get("license", UNKNOWN)
     return str(found.get("license_name", licence)) if licence == "other" else licence
-
-
-def _notes(files: SentenceFiles, *, is_reranker: bool) -> tuple[str, ...]:
-    if is_reranker or files.has_modules:
-        return ()
-    return (f"it has no {sentence_files.MODULES_FILE}: pooled by mean, as sentence-transformers does",)

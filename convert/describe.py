@@ -103,7 +103,7 @@ def _vision(recipe: Recipe, opened: Checkpoint) -> Vision | None:
 def _max_tokens(recipe: Recipe, opened: Checkpoint, max_positions: int) -> int:
     """Take the smallest of the model's known limit, its positions and what its own files say."""
     limits = [recipe.manifest.max_tokens, max_positions]
-    if opened.has_file(SENTENCE_CONFIG):
+    if not recipe.is_described and opened.has_file(SENTENCE_CONFIG):
         found = opened.read_json(SENTENCE_CONFIG).get("max_seq_length") or max_positions
         if not isinstance(found, int) or found < 1:
             raise BakeError(f"{SENTENCE_CONFIG} has max_seq_length {found!r}, must be a positive integer")

@@ -66,6 +66,7 @@ class Recipe:
     dense: tuple[Dense, ...] = ()  # on the pooled vector, one after the other
     separator_id: int | None = None  # of pairs: what follows it is of token type 1; None: there is one type
     lowercases: bool = False  # texts, before they are tokenized
+    is_described: bool = False  # made of the checkpoint's own files: its limit, pooling and kind are theirs
 
     def __post_init__(self) -> None:
         """Refuse a recipe that could not be served."""

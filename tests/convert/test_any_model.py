@@ -36,6 +36,8 @@ PACKAGE = "sentence_transformers.models"
 TEXTS = ["a river", "Bread is baked, slowly.", "x"]
 POOLINGS = {"pooling_mode_mean_tokens": Pooling.MEAN, "pooling_mode_cls_token": Pooling.CLS,
             "pooling_mode_lasttoken": Pooling.LAST}  # fmt: skip
+TANH = "torch.nn.modules.activation.Tanh"
+SETTINGS = "config_sentence_transformers.json"
 PROMPTS = {"query": "find: ", "document": "", "other": "a text: "}
 
 Edit = Callable[[Path], None]
@@ -63,6 +65,33 @@ def modules(*kinds: str, package: str = PACKAGE) -> Edit:
         for number, kind in enumerate(kinds)
     ]
     return lambda folder: write_json(folder / "modules.json", entries)
+
+
+def removed(*names: str) -> Edit:
+    def edit(folder: Path) -> None:
+        for name in names:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return edit
+
+
+def dense(folder: str = "2_Dense", **values: Any) -> Edit:
+    """Return what adds a dense module, the third, drawn at random."""
+
+    def edit(source: Path) -> None:
+        modules("Transformer", "Pooling", "Dense", "Normalize")(source)
+        entries = json.loads((source / "modules.json").read_text())
+        entries[2]["path"] = folder
+        write_json(source / "modules.json", entries)
+        draw = np.random.default_rng(0)
+        weight, bias = draw.normal(size=(24, checkpoints.HIDDEN)), draw.normal(size=24)
+        known = {"in_features": checkpoints.HIDDEN, "out_features": 24, "activation_function": TANH}
+        write_json(source / folder / "config.json", {**known, **values})
+        tensors = {"linear.weight": weight.astype(np.float32), "linear.bias": bias.astype(np.float32)}
+        save_file(tensors, source / folder / "model.safetensors")
+
+    return edit
 
 
 def pooled(**flags: bool) -> Edit:
@@ -146,11 +175,62 @@ def test_pooling_as_newer_versions_spell_it(source: Path) -> None:
     assert baked(source)[1].pooling == Pooling.CLS
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": False},
+     {"pooling_mode": "mean", "pooling_mode_cls_token": True}, {"pooling_mode": ["mean"]},
+     {"pooling_mode_mean_sqrt_len_tokens": True}],
+    ids=["nothing", "all-off", "newer-word-first", "list", "square-root"],
+)  # fmt: skip
+def test_what_comes_to_the_mean(source: Path, states: list[np.ndarray], config: dict[str, Any]) -> None:
+    write_json(source / "1_Pooling" / "config.json", {"word_embedding_dimension": 32, **config})
+    folder, manifest = baked(source)
+    expected = unit([state.mean(0) for state in states])
+    np.testing.assert_allclose(vectors(folder, manifest), expected, atol=1e-6)
+
+
+def test_a_folder_that_no_module_names_is_not_read(source: Path) -> None:
+    (source / "1_Pooling").rename(source / "pool")
+    entries = json.loads((source / "modules.json").read_text())
+    entries[1]["path"] = "pool"
+    write_json(source / "modules.json", entries)
+    pooled(pooling_mode_cls_token=True)(source)
+    assert baked(source)[1].pooling == Pooling.MEAN
+
+
+def test_a_class_with_a_classifier_makes_vectors_where_its_modules_pool(
+    source: Path, states: list[np.ndarray]
+) -> None:
+    changed("config.json", architectures=["BertForSequenceClassification"])(source)
+    folder, manifest = baked(source)
+    assert manifest.kind == Kind.EMBEDDING
+    expected = unit([state.mean(0) for state in states])
+    np.testing.assert_allclose(vectors(folder, manifest), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("causal", "pooling"), [({}, Pooling.LAST), ({"is_causal": False}, Pooling.MEAN)])
+def test_without_modules_a_language_model_is_pooled_by_its_last_token(
+    source: Path, causal: dict[str, bool], pooling: Pooling
+) -> None:
+    removed("modules.json", "1_Pooling")(source)
+    changed("config.json", architectures=["BertForCausalLM"], **causal)(source)
+    assert baked(source)[1].pooling == pooling
+
+
+def test_without_modules_no_file_of_sentence_transformers_is_read(source: Path) -> None:
+    removed("modules.json", "1_Pooling")(source)
+    changed("sentence_bert_config.json", max_seq_length=20, do_lower_case=True)(source)
+    changed(SETTINGS, prompts=PROMPTS, default_prompt_name="query", truncate_dim=8)(source)
+    recipe, _, _ = any_model.prepared(str(source), NAME, offline=True)
+    manifest = baked(source)[1]
+    assert (manifest.max_tokens, manifest.tasks, recipe.lowercases) == (checkpoints.POSITIONS, (), False)
+    assert manifest.default_dimensions == checkpoints.HIDDEN
+
+
 def test_without_modules_it_is_the_mean_and_says_so(
     source: Path, capsys: pytest.CaptureFixture[str], states: list[np.ndarray]
 ) -> None:
     (source / "modules.json").unlink()
-    pooled(pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)(source)
     shutil.rmtree(source / "1_Pooling")
     folder, manifest = baked(source)
     assert "no modules.json: pooled by mean" in capsys.readouterr().out
@@ -159,30 +239,27 @@ def test_without_modules_it_is_the_mean_and_says_so(
 
 
 @pytest.mark.parametrize("activation", ["Tanh", "Identity"])
-def test_a_dense_module(source: Path, states: list[np.ndarray], activation: str) -> None:
-    draw = np.random.default_rng(0)
-    weight = draw.normal(size=(24, checkpoints.HIDDEN)).astype(np.float32)
-    bias = draw.normal(size=24).astype(np.float32)
-    modules("Transformer", "Pooling", "Dense", "Normalize")(source)
-    kind = f"torch.nn.modules.any.{activation}"
-    changed("2_Dense/config.json", in_features=32, out_features=24, activation_function=kind)(source)
-    save_file({"linear.weight": weight, "linear.bias": bias}, source / "2_Dense" / "model.safetensors")
+@pytest.mark.parametrize("place", ["2_Dense", "sub/2_Dense"])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_dense_module(
+    source: Path, states: list[np.ndarray], activation: str, place: str, is_nested: bool
+) -> None:
+    dense(place, activation_function=f"torch.nn.modules.any.{activation}")(source)
+    if is_nested:
+        nested(source)
     folder, manifest = baked(source)
     assert (manifest.dimensions, manifest.outputs) == (24, (Output.POOLED,))
     function = np.tanh if activation == "Tanh" else np.asarray
+    layer = load_file(source / place / "model.safetensors")
+    weight, bias = layer["linear.weight"], layer["linear.bias"]
     expected = unit([function(weight @ state.mean(0) + bias) for state in states])
     np.testing.assert_allclose(vectors(folder, manifest), expected, atol=1e-6)
-    assert set(manifest.source.sha256) == {"model.safetensors", "2_Dense/model.safetensors"}
+    above = "../" if is_nested else ""
+    assert set(manifest.source.sha256) == {"model.safetensors", f"{above}{place}/model.safetensors"}
 
 
 def test_a_transformer_in_a_folder_of_its_own(source: Path, states: list[np.ndarray]) -> None:
-    inner = source / "0_Transformer"
-    inner.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "sentence_bert_config.json"):
-        (source / name).rename(inner / name)
-    entries = json.loads((source / "modules.json").read_text())
-    entries[0]["path"] = inner.name
-    write_json(source / "modules.json", entries)
+    nested(source)
     folder, manifest = baked(source)
     expected = unit([state.mean(0) for state in states])
     np.testing.assert_allclose(vectors(folder, manifest), expected, atol=1e-6)
@@ -224,6 +301,46 @@ def test_the_limit_is_that_of_sentence_transformers(
     changed("sentence_bert_config.json", max_seq_length=sentence)(source)
     changed("tokenizer_config.json", model_max_length=tokenizer)(source)
     assert baked(source)[1].max_tokens == limit
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
+def test_the_limit_is_in_a_file_of_another_transformer(source: Path, kind: str) -> None:
+    removed("sentence_bert_config.json")(source)
+    changed(f"sentence_{kind}_config.json", max_seq_length=20, do_lower_case=True)(source)
+    recipe, _, _ = any_model.prepared(str(source), NAME, offline=True)
+    assert (recipe.manifest.max_tokens, recipe.lowercases) == (20, True)
+    assert baked(source)[1].max_tokens == 20
+
+
+@pytest.mark.parametrize(("first", "limit"), [({"max_seq_length": 30}, 30), ({}, 20), ({"a": 1}, 40)])
+def test_of_these_files_the_first_that_holds_anything_is_read(
+    source: Path, first: dict[str, int], limit: int
+) -> None:
+    write_json(source / "sentence_bert_config.json", first)
+    changed("sentence_roberta_config.json", max_seq_length=20)(source)
+    changed("sentence_xlnet_config.json", max_seq_length=10)(source)
+    changed("tokenizer_config.json", model_max_length=40)(source)
+    assert baked(source)[1].max_tokens == limit
+
+
+def test_vectors_are_cut_as_the_checkpoint_says(source: Path) -> None:
+    whole = embedded(client_of(baked(source)[0].parent), NAME, TEXTS)
+    changed(SETTINGS, truncate_dim=8)(source)
+    folder, manifest = baked(source)
+    assert (manifest.dimensions, manifest.default_dimensions) == (checkpoints.HIDDEN, 8)
+    found = embedded(client_of(folder.parent), NAME, TEXTS)
+    np.testing.assert_allclose(found, unit(list(whole[:, :8])), atol=1e-6)
+
+
+def test_what_torch_computed_is_cut_too(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed("config.json", model_type="distilbert")(source)
+    changed(SETTINGS, truncate_dim=2)(source)
+    whole = Expected(np.array([[3.0, 4.0, 12.0]], dtype=np.float32))
+    monkeypatch.setattr(exporting, "check_installed", lambda reason: None)
+    monkeypatch.setattr(exporting, "export", lambda recipe, ready: replace(ready, expected=whole))
+    ready = any_model.prepared(str(source), NAME, offline=True)[1]
+    assert ready.expected
+    np.testing.assert_allclose(ready.expected.answers, [[0.6, 0.8]], atol=1e-7)
 
 
 def test_verify_knows_such_a_bundle(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,6 +408,12 @@ def test_the_default_prompt_is_the_default_task(source: Path) -> None:
     changed(name, prompts=PROMPTS, default_prompt_name="other")(source)
     client = client_of(baked(source)[0].parent)
     np.testing.assert_array_equal(embedded(client, NAME, TEXTS), embedded(client, NAME, TEXTS, task="other"))
+
+
+def test_a_default_prompt_that_every_model_has_is_empty(source: Path) -> None:
+    changed(SETTINGS, prompts={"other": "a text: "}, default_prompt_name="query")(source)
+    manifest = baked(source)[1]
+    assert ([task.name for task in manifest.tasks], manifest.default_task) == (["other"], None)
 
 
 def test_empty_prompts_are_no_tasks(source: Path) -> None:
@@ -363,6 +486,47 @@ def cross_encoder(source: Path) -> Path:
     return source
 
 
+def listed_cross_encoder(*kinds: str) -> Edit:
+    """Return what adds the list of modules that newer versions write beside a cross-encoder."""
+
+    def edit(folder: Path) -> None:
+        modules(*kinds)(folder)
+        changed(SETTINGS, model_type="CrossEncoder")(folder)
+
+    return edit
+
+
+def test_a_cross_encoder_with_a_list_of_modules(cross_encoder: Path) -> None:
+    changed("sentence_bert_config.json", max_seq_length=20)(cross_encoder)
+    assert baked(cross_encoder)[1].max_tokens == checkpoints.POSITIONS  # it is not read without a list
+    listed_cross_encoder("Transformer")(cross_encoder)
+    changed(SETTINGS, prompts={"q": "find: "}, default_prompt_name=None)(cross_encoder)
+    manifest = baked(cross_encoder)[1]
+    assert (manifest.kind, manifest.max_tokens, manifest.tasks) == (Kind.RERANKER, 20, ())
+
+
+@pytest.mark.parametrize(
+    ("edits", "reason"),
+    [
+        ([listed_cross_encoder("Transformer"), changed(SETTINGS, prompts={"q": "find: "},
+          default_prompt_name="q")], "a cross-encoder whose pairs get a prompt ('find: ')"),
+        ([listed_cross_encoder("Transformer", "Pooling", "Dense")], "a cross-encoder of Transformer, "),
+        ([listed_cross_encoder("Transformer"), changed("config.json", architectures=["BertModel"])],
+         "BertModel: only cross-encoders with a classifier"),
+        ([changed("config.json", id2label={"0": "a", "1": "b"})], "2 labels"),
+    ],
+    ids=["prompt", "modules", "no-classifier", "labels"],
+)  # fmt: skip
+def test_a_cross_encoder_that_cannot_be_served_is_refused(
+    cross_encoder: Path, capsys: pytest.CaptureFixture[str], edits: list[Edit], reason: str
+) -> None:
+    for edit in edits:
+        edit(cross_encoder)
+    assert main(["--source", str(cross_encoder), "--out", str(cross_encoder.parent / "models")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line
+
+
 def test_the_second_text_has_the_second_type(cross_encoder: Path) -> None:
     opened = any_model.prepared(str(cross_encoder), NAME, offline=True)[0]
     assert opened.separator_id == 3
@@ -406,10 +570,16 @@ REFUSED: dict[str, tuple[list[Edit], str]] = {
     "own-module": ([modules("Transformer", "Pooling", package="own_code")], "trust_remote_code"),
     "sparse": ([modules("MLMTransformer", "SpladePooling")], "can be served"),
     "no-pooling": ([modules("Transformer", "Normalize")], "can be served"),
+    "transformer-alone": ([modules("Transformer")], "without Pooling it makes no vectors"),
+    "sparse-by-its-word": ([changed(SETTINGS, model_type="SparseEncoder")], "'SparseEncoder'"),
+    "root-before-dense": (
+        [dense(), pooled(pooling_mode_mean_tokens=False, pooling_mode_mean_sqrt_len_tokens=True)],
+        "pools by mean_sqrt_len_tokens: one of mean, cls, lasttoken can be served",
+    ),
+    "cut": ([changed(SETTINGS, truncate_dim=0)], "truncate_dim 0, must be a positive integer"),
     "two-poolings": ([pooled(pooling_mode_mean_tokens=True, pooling_mode_cls_token=True)], "alone"),
     "max-pooling": ([pooled(pooling_mode_mean_tokens=False, pooling_mode_max_tokens=True)], "max_tokens"),
     "weighted": ([pooled(pooling_mode_mean_tokens=False, pooling_mode_weightedmean_tokens=True)], "alone"),
-    "two-labels": ([changed("config.json", architectures=["BertForSequenceClassification"])], "2 labels"),
     "prompt-left-out": (
         [pooled(include_prompt=False), changed("config_sentence_transformers.json", prompts={"a": "b"})],
         "include_prompt",
@@ -421,15 +591,12 @@ REFUSED: dict[str, tuple[list[Edit], str]] = {
     ),
     "limit": ([changed("sentence_bert_config.json", max_seq_length=0)], "must be a positive integer"),
     "modules": ([lambda folder: write_json(folder / "modules.json", {"a": 1})], "not a list of JSON objects"),
-    "dense": (
-        [modules("Transformer", "Pooling", "Dense"), changed("2_Dense/config.json", out_features=4,
-         activation_function="torch.nn.GELU")],
-        "activation_function GELU",
-    ),
-    "dense-weights": (
-        [modules("Transformer", "Pooling", "Dense"), changed("2_Dense/config.json", out_features=4)],
-        "2_Dense holds none of",
-    ),
+    "dense": ([dense(activation_function="torch.nn.GELU")], "activation_function torch.nn.GELU"),
+    "dense-code": ([dense(activation_function="own.Identity")], "activation_function own.Identity"),
+    "dense-null": ([dense(activation_function=None)], "activation_function None"),
+    "dense-weights": ([dense(), removed("2_Dense/model.safetensors")], "2_Dense holds none of"),
+    "dense-on-tokens": ([dense(module_input_name="token_embeddings")], "a layer from token_embeddings to"),
+    "dense-to-scores": ([dense(module_output_name="scores")], "from sentence_embedding to scores"),
 }  # fmt: skip
 
 
