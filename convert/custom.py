@@ -141,6 +141,8 @@ def _architecture(
         configs.read(architecture, config)
     except BakeError as error:
         return Architecture.EXPORTED, str(error)
+    if architecture not in DECODERS and config.get("is_decoder"):
+        return Architecture.EXPORTED, f"is_decoder: {kind} is built with attention to both sides alone"
     if architecture in DECODERS:
         if is_reranker or files.pooling != Pooling.LAST or files.dense:
             return Architecture.EXPORTED, f"{kind} is built with the pooling of the last token alone"

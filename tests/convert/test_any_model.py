@@ -620,9 +620,10 @@ def test_what_cannot_be_served_is_refused(
         (changed("config.json", model_type="distilbert"), "model_type 'distilbert'"),
         (changed("config.json", hidden_act="relu"), "hidden_act 'relu'"),
         (changed("config.json", position_embedding_type="relative_key"), "position_embedding_type"),
+        (changed("config.json", is_decoder=True), "is_decoder"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer.json"),
     ],
-    ids=["type", "activation", "positions", "tokenizer"],
+    ids=["type", "activation", "positions", "decoder", "tokenizer"],
 )
 def test_what_needs_the_exporter_names_the_command(
     source: Path,
