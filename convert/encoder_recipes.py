@@ -6,6 +6,7 @@ from convert.recipe import TORCH_FILES, Architecture, Recipe
 from service.manifest import Kind, Manifest, Output, Pooling, Scoring, Source, Task
 
 XLM_R_TOKENS = ("<s>", "</s>", "<pad>", "<unk>")
+BGE_M3_HEADS = ("sparse_linear.pt", "colbert_linear.pt")
 
 ALL_MINILM_L6_V2 = Recipe(
     manifest=Manifest(
@@ -77,8 +78,8 @@ BGE_M3 = Recipe(
     ),
     architecture=Architecture.XLM_ROBERTA,
     num_parameters=568_805_377,
-    head_files=("sparse_linear.pt", "colbert_linear.pt"),
-    hub_files=TORCH_FILES,
+    head_files=BGE_M3_HEADS,
+    hub_files=(*TORCH_FILES, *BGE_M3_HEADS),
 )
 
 BGE_RERANKER_V2_M3 = Recipe(

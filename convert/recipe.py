@@ -8,7 +8,7 @@ from enum import StrEnum
 from service.manifest import Manifest, Precision
 
 SAFE_FILES = ("*.json", "*.safetensors", "1_Pooling/*")  # what a bake reads; no code, no other format
-TORCH_FILES = ("*.json", "pytorch_model*.bin", "*.pt", "1_Pooling/*")
+TORCH_FILES = ("*.json", "pytorch_model*.bin", "1_Pooling/*")
 DEFAULT_PRECISIONS = (Precision.FP32, Precision.INT8, Precision.INT8_BLOCK)
 LARGE_PARAMETERS = 1_000_000_000  # from here on a model is baked in 8-bit blocks only, unless asked otherwise
 

@@ -10,9 +10,9 @@ from service.errors import BakeError
 from service.manifest import Source
 
 GIVEN_FILES = tuple(dict.fromkeys((*SAFE_FILES, *TORCH_FILES)))  # another repository may have either format
-
-
-CUSTOM_FILES = (*GIVEN_FILES, "README.md", "vocab.txt", "*.model", "*_Dense/*", "merges.txt")
+WEIGHTS = ("*.json", "*.safetensors", "*pytorch_model*.bin")
+WORD_LISTS = ("*vocab.txt", "*merges.txt", "*.model")  # of tokenizers without tokenizer.json
+CUSTOM_FILES = (*WEIGHTS, *WORD_LISTS, "README.md")  # `*` takes in `/`: in any folder
 
 
 def locate_given(given: str, *, offline: bool) -> tuple[Path, Source]:
@@ -33,7 +33,7 @@ def locate(recipe: Recipe, given: str | None, *, offline: bool) -> tuple[Path, S
         known = _hub_source(given)
     elif recipe.package and (found := checkpoint.package_folder(recipe.package)):
         return found, known
-    patterns = recipe.hub_files if given is None else GIVEN_FILES
+    patterns = recipe.hub_files if given is None else (*GIVEN_FILES, *recipe.head_files)
     return checkpoint.download(known, patterns, offline=offline), known
 
 

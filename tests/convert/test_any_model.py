@@ -9,17 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 from falcon.testing import TestClient
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
 from convert import any_model, bundle, encoder, exporting, parity, running, vocabulary
 from convert.__main__ import main
 from convert.bake import BakeRequest, bake
+from convert.catalog import RECIPES
 from convert.graph import INPUT_IDS, Graph
 from convert.parity import Expected
+from convert.source import locate, locate_given
 from service import manifest as contract
 from service.app import make_app
 from service.config import Settings
@@ -263,6 +267,48 @@ def test_a_transformer_in_a_folder_of_its_own(source: Path, states: list[np.ndar
     folder, manifest = baked(source)
     expected = unit([state.mean(0) for state in states])
     np.testing.assert_allclose(vectors(folder, manifest), expected, atol=1e-6)
+
+
+# --- from the hub -----------------------------------------------------------------------------------------
+
+ON_THE_HUB = {  # of a repository, and whether a bake may read it
+    "modules.json": True, "README.md": True, "config.json": True,
+    "0_Transformer/config.json": True, "0_Transformer/pytorch_model.bin": True,
+    "0_Transformer/model-00001-of-00002.safetensors": True, "0_Transformer/vocab.txt": True,
+    "0_Transformer/merges.txt": True, "0_Transformer/sentencepiece.bpe.model": True,
+    "1_Pooling/config.json": True, "2_Dense/pytorch_model.bin": True, "sub/2_Dense/model.safetensors": True,
+    "pytorch_model-00001-of-00002.bin": True, "vocab.txt": True, "merges.txt": True, "spiece.model": True,
+    "optimizer.pt": False, "training/rng_state.pt": False, "training_args.bin": False,
+    "modeling_own.py": False, "onnx/model.onnx": False, "tf_model.h5": False,
+}  # fmt: skip
+HEADS = {"sparse_linear.pt", "colbert_linear.pt"}
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The files that are fetched of a repository, which has all of them."""
+    found: set[str] = set()
+
+    def fetch(repository: str, *, allow_patterns: list[str], **options: object) -> str:
+        found.update(filter_repo_objects([*ON_THE_HUB, *HEADS], allow_patterns=allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    return found
+
+
+def test_of_a_repository_what_a_bake_may_read_is_fetched(fetched: set[str]) -> None:
+    locate_given("someone/some-model", offline=False)
+    assert fetched == {name for name, is_read in ON_THE_HUB.items() if is_read}
+
+
+@pytest.mark.parametrize("given", [None, "someone/their-own"])
+@pytest.mark.parametrize(("name", "heads"), [("bge-m3", HEADS), ("bge-reranker-v2-m3", set())])
+def test_of_a_model_of_the_catalog_its_heads_are_fetched(
+    fetched: set[str], name: str, heads: set[str], given: str | None
+) -> None:
+    locate(RECIPES[name], given, offline=False)
+    assert {path for path in fetched if path.endswith(".pt")} == heads
 
 
 # --- what a bundle says -----------------------------------------------------------------------------------
