@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from convert import any_model, arguments, listing, plot, verify
+from convert import any_model, arguments, kept, listing, plot, verify
 from convert.bake import BakeRequest, Prepared, bake
 from convert.build import wanted_tasks
 from convert.catalog import RECIPES
@@ -86,7 +86,7 @@ def _bake_any(options: argparse.Namespace) -> None:
     name = any_model.name_of(options.source, options.name)
     if options.task:
         raise BakeError("--task is for models of the catalog with adapters: leave it out")
-    if not _is_kept(name, options):
+    if not _is_kept(name, None, options):
         recipe, prepared, notes = any_model.prepared(options.source, name, offline=options.offline)
         for note in notes:
             print(f"{name}: {note}")
@@ -96,14 +96,14 @@ def _bake_any(options: argparse.Namespace) -> None:
 def _bake(name: str, options: argparse.Namespace) -> None:
     recipe = _recipe(name)
     wanted_tasks(recipe, options.task)  # a wrong one is refused before anything is read
-    if not _is_kept(recipe.manifest.name, options):
+    if not _is_kept(recipe.manifest.name, recipe, options):
         _publish(recipe, options)
 
 
-def _is_kept(name: str, options: argparse.Namespace) -> bool:
+def _is_kept(name: str, recipe: Recipe | None, options: argparse.Namespace) -> bool:
     """Tell whether a sound bundle is there already, which only --force replaces.
 
-    Raises BakeError where it lacks what was asked for.
+    Raises BakeError where it lacks what was asked for, or is of another source.
     """
     folder = options.out / name
     if options.plot:
@@ -115,6 +115,8 @@ def _is_kept(name: str, options: argparse.Namespace) -> bool:
     except BundleError as error:
         print(f"{name}: baking again what is there: {error}")
         return False
+    if options.source:
+        kept.check_source(folder, manifest, options.source, recipe)
     tasks = [variant.task for variant in manifest.variants if variant.task]
     _check_holds(folder, "--precision", options.precision, manifest.precisions)
     _check_holds(folder, "--task", options.task, list(dict.fromkeys(tasks)))

@@ -11,12 +11,13 @@ import numpy as np
 from convert import custom, exporting, source
 from convert.bake import Prepared
 from convert.catalog import RECIPES
-from convert.checkpoint import CONFIG_FILE, read_json
+from convert.checkpoint import CONFIG_FILE, Checkpoint, read_json
 from convert.custom import Custom
 from convert.recipe import Recipe
 from service import commands
 from service.errors import BakeError
 
+ANY = "any"  # the name of a model that is not baked
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -38,6 +39,12 @@ def name_of(given: str, name: str | None) -> str:
             "or give this one another name with --name"
         )
     return found
+
+
+def opened(folder: str) -> Checkpoint:
+    """Open the checkpoint of a folder that describes itself. Raises BakeError for what cannot be served."""
+    model = custom.described(Path(folder), source.named(folder), ANY)
+    return Checkpoint(model.folder, model.recipe.head_files)
 
 
 def prepared(given: str, name: str, *, offline: bool) -> tuple[Recipe, Prepared, tuple[str, ...]]:

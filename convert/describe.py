@@ -29,11 +29,9 @@ def described(recipe: Recipe, opened: Checkpoint, source: Source) -> Manifest:
     """Fill in everything but variants and files. Raises BakeError on a wrong limit or size."""
     config = configs.read(recipe.architecture, opened.config)
     dimensions = recipe.dense[-1].size if recipe.dense else config.hidden_size
-    files = [*opened.weight_files, *lora.adapter_files(opened)]
-    hashes = {str(path.relative_to(opened.folder)): sha256_of(path) for path in files}
     return replace(
         recipe.manifest,
-        source=replace(source, sha256=hashes),
+        source=replace(source, sha256=weight_hashes(opened)),
         max_tokens=_max_tokens(recipe, opened, config.max_positions),
         dimensions=dimensions,
         default_dimensions=min(recipe.manifest.default_dimensions or dimensions, dimensions),
@@ -46,6 +44,12 @@ def described(recipe: Recipe, opened: Checkpoint, source: Source) -> Manifest:
         versions=_versions(),
         created=int(time.time()),
     )
+
+
+def weight_hashes(opened: Checkpoint) -> dict[str, str]:
+    """Hash the files that weights are read from, by their path within the checkpoint."""
+    files = [*opened.weight_files, *lora.adapter_files(opened)]
+    return {str(path.relative_to(opened.folder)): sha256_of(path) for path in files}
 
 
 def with_variants(

@@ -17,27 +17,27 @@ CUSTOM_FILES = (*WEIGHTS, *WORD_LISTS, "README.md")  # `*` takes in `/`: in any 
 
 def locate_given(given: str, *, offline: bool) -> tuple[Path, Source]:
     """Find the checkpoint of a model outside the catalog: a folder, else on the hub."""
+    known = named(given)
     if Path(given).is_dir():
-        return Path(given), Source(id=Path(given).resolve().name)
-    known = _hub_source(given)
+        return Path(given), known
     return checkpoint.download(known, CUSTOM_FILES, offline=offline), known
 
 
 def locate(recipe: Recipe, given: str | None, *, offline: bool) -> tuple[Path, Source]:
     """Find the checkpoint's folder: `--source`, else the package that ships it, else the hub."""
+    known = recipe.manifest.source if given is None else named(given)
     if given is not None and Path(given).is_dir():
-        folder = Path(given)
-        return folder, Source(id=folder.resolve().name)
-    known = recipe.manifest.source
-    if given is not None:
-        known = _hub_source(given)
-    elif recipe.package and (found := checkpoint.package_folder(recipe.package)):
+        return Path(given), known
+    if given is None and recipe.package and (found := checkpoint.package_folder(recipe.package)):
         return found, known
     patterns = recipe.hub_files if given is None else (*GIVEN_FILES, *recipe.head_files)
     return checkpoint.download(known, patterns, offline=offline), known
 
 
-def _hub_source(given: str) -> Source:
+def named(given: str) -> Source:
+    """Return what a bundle says of a source, hashes aside. Raises BakeError for no folder and no hub id."""
+    if Path(given).is_dir():
+        return Source(id=Path(given).resolve().name)
     repository, _, revision = given.partition("@")
     if repository.count("/") != 1 or given.startswith((".", "/", "~")):
         raise BakeError(

@@ -74,6 +74,7 @@ CONVERT_LAYERS: list[set[str]] = [
     {"exported_graph"},
     {"exporting"},
     {"any_model", "listing", "arguments"},
+    {"kept"},
     {"__main__"},
 ]
 CONTRACT = {"manifest", "figures", "files", "limits", "vision", "errors", "commands"}

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 from falcon.testing import TestClient
-from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
@@ -290,7 +290,8 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     found: set[str] = set()
 
     def fetch(repository: str, *, allow_patterns: list[str], **options: object) -> str:
-        found.update(filter_repo_objects([*ON_THE_HUB, *HEADS], allow_patterns=allow_patterns))
+        names = [*ON_THE_HUB, *HEADS]
+        found.update(name for name in names if any(fnmatch(name, pattern) for pattern in allow_patterns))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
@@ -399,6 +400,88 @@ def test_a_bundle_that_is_there_is_kept(source: Path, capsys: pytest.CaptureFixt
     folder, _ = baked(source)
     assert main(["--source", str(source), "--out", str(folder.parent)]) == 0
     assert "is there already" in capsys.readouterr().out
+
+
+def other(source: Path, edit: Edit) -> Path:
+    """Copy a checkpoint to a folder of the same name, whose owner is another, and change it."""
+    folder = shutil.copytree(source, source.parent / "owner" / source.name)
+    edit(folder)
+    return folder
+
+
+def redrawn(file: str) -> Edit:
+    """Return what changes one number of a file of weights."""
+
+    def edit(folder: Path) -> None:
+        tensors = load_file(folder / file)
+        next(iter(tensors.values())).flat[0] += 1
+        save_file(tensors, folder / file)
+
+    return edit
+
+
+def test_the_same_checkpoint_in_another_folder_is_kept(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense()(source)
+    nested(source)
+    folder, _ = baked(source)
+    copied = other(source, lambda folder: None).rename(source.parent / "renamed")
+    assert main(["--source", str(copied), "--name", NAME, "--out", str(folder.parent)]) == 0
+    assert "is there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["0_Transformer/model.safetensors", "2_Dense/model.safetensors"])
+def test_another_checkpoint_under_the_name_of_one_that_is_there_is_refused(
+    source: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    dense()(source)
+    nested(source)
+    folder, manifest = baked(source)
+    command = ["--source", str(other(source, redrawn(file))), "--out", str(folder.parent)]
+    capsys.readouterr()
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"baked from {NAME} and not from {source.parent / 'owner'}" in line
+    assert "--name NAME" in line and "--force" in line
+    assert contract.load(folder) == manifest
+    assert main([*command, "--name", "another", "--precision", "fp32", "--verify", "skip"]) == 0
+    assert main([*command, "--force", "--precision", "fp32", "--verify", "skip"]) == 0
+    assert contract.load(folder).source.sha256 != manifest.source.sha256
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [("someone/some-model@v1", 0), ("someone/some-model", 1), ("someone/some-model@v2", 1),
+     ("else/some-model@v1", 1)],
+)  # fmt: skip
+def test_a_repository_is_compared_by_its_name_and_revision(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, status: int
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *names, **options: str(source))
+    out = ["--out", str(source.parent / "models")]
+    fast = ["--precision", "fp32", "--verify", "skip"]
+    assert main(["--source", "someone/some-model@v1", *out, *fast]) == 0
+    assert main(["--source", str(source), *out]) == 0  # the same weights
+    capsys.readouterr()
+    assert main(["--source", given, *out]) == status
+    printed = capsys.readouterr()
+    if status:
+        assert f"baked from someone/some-model@v1 and not from {given}:" in printed.err
+    else:
+        assert "is there already" in printed.out
+
+
+def test_a_model_of_the_catalog_from_another_source_is_refused(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [MODEL, "--out", str(source.parent / "models"), "--precision", "fp32", "--verify", "skip"]
+    assert main([*command, "--source", str(source)]) == 0
+    assert main([*command, "--source", str(source)]) == 0
+    copied = other(source, redrawn("model.safetensors"))
+    assert main([*command, "--source", str(copied)]) == 1
+    assert f"baked from {NAME} and not from {copied}" in capsys.readouterr().err
+    assert main(command) == 0  # whatever it was baked from
 
 
 # --- prompts ----------------------------------------------------------------------------------------------
