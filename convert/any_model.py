@@ -18,7 +18,8 @@ from service import commands
 from service.errors import BakeError
 
 ANY = "any"  # the name of a model that is not baked
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
+MAX_NAME = 100  # letters: a folder has it, with more around it while it is made
 
 
 def name_of(given: str, name: str | None) -> str:
@@ -28,10 +29,10 @@ def name_of(given: str, name: str | None) -> str:
     """
     last = Path(given).resolve().name if Path(given).is_dir() else given.partition("@")[0].rpartition("/")[2]
     found = name or last.lower()
-    if not NAME.fullmatch(found):
+    if not NAME.fullmatch(found) or ".." in found or len(found) > MAX_NAME:
         raise BakeError(
-            f"{found!r} cannot be the name of a model: give one of lower-case letters, digits, '.', '_' "
-            "and '-' with --name"
+            f"{found[:MAX_NAME]!r} cannot be the name of a model: give one of lower-case letters and digits, "
+            f"with '.', '_' and '-' between them, no '..', of {MAX_NAME} letters at most, with --name"
         )
     if found in RECIPES:
         raise BakeError(

@@ -773,6 +773,10 @@ def test_what_needs_the_exporter_names_the_command(
     [
         (["--name", "Upper"], "cannot be the name"),
         (["--name", "../up"], "cannot be the name"),
+        (["--name", "a.."], "cannot be the name"),
+        (["--name", "a..b"], "cannot be the name"),
+        (["--name", "a-"], "cannot be the name"),
+        (["--name", "a" * 101], "of 100 letters at most"),
         (["--name", MODEL], "is a model of the catalog"),
         (["--name", "other", MODEL], "give --source and no MODEL"),
     ],
@@ -784,7 +788,13 @@ def test_a_wrong_name_is_refused(
     assert reason in capsys.readouterr().err
 
 
+def test_a_name_may_be_long(source: Path) -> None:
+    assert baked(source, "--name", "a" * 100)[1].name == "a" * 100
+
+
 def test_the_name_is_that_of_the_source() -> None:
+    for name in ("a", "a--b", "a_b.c"):
+        assert any_model.name_of("someone/some-model", name) == name
     assert any_model.name_of("someone/Some-Model@v1", None) == NAME
 
 
