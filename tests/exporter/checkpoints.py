@@ -21,6 +21,7 @@ BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 PROMPTS = {"query": "query: ", "document": "passage: "}
 MODULES = "sentence_transformers.models"
+OUTSIDE = ("modules.json", "config_sentence_transformers.json")  # of the transformer's folder
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Tiny:
     auto_class: str = "AutoModel"
     is_roberta: bool = False  # its tokenizer
     dense_size: int = 0
+    dimensions: int = 0  # of vectors that are cut; 0: whole
+    max_tokens: int = 64
+    limit_file: str = "sentence_bert_config.json"
+    is_nested: bool = False  # the transformer in a folder of its own
     prompts: Mapping[str, str] | None = None
     has_only_words: bool = False  # vocab.txt in place of tokenizer.json
     lowercases: bool = False  # before a tokenizer that knows letters of both cases
@@ -63,14 +68,19 @@ CHECKPOINTS: dict[str, Tiny] = {
     "bert-plain": Tiny("BertConfig", SIZES, None),
     "bert-words": Tiny("BertConfig", SIZES, has_only_words=True),
     "bert-lowercasing": Tiny("BertConfig", SIZES, lowercases=True),
+    "bert-nested": Tiny("BertConfig", SIZES, dense_size=24, is_nested=True),
     "bert-cross-encoder": Tiny("BertConfig", ONE_LABEL, **RERANKER),
     "roberta-mean": Tiny("RobertaConfig", ROBERTA, is_roberta=True),
+    "roberta-own-limit": Tiny(
+        "RobertaConfig", ROBERTA, is_roberta=True, max_tokens=20, limit_file="sentence_roberta_config.json"
+    ),
     "roberta-cross-encoder": Tiny("RobertaConfig", {**ROBERTA, "num_labels": 1}, is_roberta=True, **RERANKER),
     "camembert-mean": Tiny("CamembertConfig", ROBERTA, is_roberta=True),
     "xlm-roberta-mean": Tiny("XLMRobertaConfig", ROBERTA, is_roberta=True, prompts=PROMPTS),
     "qwen3-last": Tiny("Qwen3Config", QWEN, "lasttoken", prompts={"query": "Instruct: find\nQuery:"}),
     "qwen2-last": Tiny("Qwen2Config", QWEN, "lasttoken"),
     "distilbert-mean": Tiny("DistilBertConfig", DISTILBERT),
+    "distilbert-cut": Tiny("DistilBertConfig", DISTILBERT, dense_size=24, dimensions=16, is_nested=True),
     "distilbert-words": Tiny("DistilBertConfig", DISTILBERT, "cls", has_only_words=True),
     "mpnet-mean": Tiny("MPNetConfig", ROBERTA, is_roberta=True),
     "deberta-v2-mean": Tiny("DebertaV2Config", DEBERTA),
@@ -83,6 +93,7 @@ CHECKPOINTS: dict[str, Tiny] = {
         | {"eos_token_id": 3, "local_attention": 16, "global_attn_every_n_layers": 2},
         "cls",
     ),
+    "bert-decoder": Tiny("BertConfig", {**SIZES, "is_decoder": True}),
     "bert-relu": Tiny("BertConfig", {**SIZES, "hidden_act": "relu"}, "mean"),
     "qwen3-mean": Tiny("Qwen3Config", QWEN, "mean"),
 }
@@ -117,12 +128,15 @@ def _write_modules(folder: Path, tiny: Tiny) -> None:
     _write_json(folder / "modules.json", modules)
     flags = {f"pooling_mode_{mode}": tiny.pooling == name for name, mode in modes.items()}
     _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": _size(tiny), **flags})
-    _write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": 64, "do_lower_case": tiny.lowercases}
-    )
+    limit = {"max_seq_length": tiny.max_tokens, "do_lower_case": tiny.lowercases}
+    _write_json(folder / tiny.limit_file, limit)
+    settings: dict[str, Any] = {"truncate_dim": tiny.dimensions} if tiny.dimensions else {}
     if tiny.prompts:
-        prompts = {"prompts": dict(tiny.prompts), "default_prompt_name": None}
-        _write_json(folder / "config_sentence_transformers.json", prompts)
+        settings |= {"prompts": dict(tiny.prompts), "default_prompt_name": None}
+    if settings:
+        _write_json(folder / "config_sentence_transformers.json", settings)
+    if tiny.is_nested:
+        _nest(folder, modules)
     (folder / f"{len(modules) - 1}_Normalize").mkdir(exist_ok=True)
     if tiny.dense_size:
         layer = torch.nn.Linear(32, tiny.dense_size)
@@ -134,6 +148,21 @@ def _write_modules(folder: Path, tiny: Tiny) -> None:
         torch.save(
             {"linear.weight": layer.weight.data, "linear.bias": layer.bias.data}, dense / "pytorch_model.bin"
         )
+
+
+def _nest(folder: Path, modules: list[dict[str, Any]]) -> None:
+    """Move the transformer as the first versions of sentence-transformers had it, a config outside."""
+    inner = transformer_of(folder, is_nested=True)
+    inner.mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file() and path.name not in OUTSIDE]:
+        path.rename(inner / path.name)
+    _write_json(folder / "modules.json", [{**modules[0], "path": inner.name}, *modules[1:]])
+    _write_json(folder / "config.json", {"__version__": "0.2.0"})
+
+
+def transformer_of(folder: Path, *, is_nested: bool) -> Path:
+    """Return the folder of the weights and the tokenizer."""
+    return folder / "0_Transformer" if is_nested else folder
 
 
 def _keep_only_words(folder: Path, name: str) -> None:

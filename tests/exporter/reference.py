@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 import transformers
 
+from tests.exporter import checkpoints
 from tests.exporter.checkpoints import Tiny
 
 Floats = npt.NDArray[np.float64]
@@ -19,8 +20,9 @@ Floats = npt.NDArray[np.float64]
 
 def of_transformers(folder: Path, tiny: Tiny, queries: Sequence[str], texts: Sequence[str]) -> Floats:
     """Compute unit vectors of texts, or scores (queries, texts) of pairs, one at a time."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = getattr(transformers, tiny.auto_class).from_pretrained(folder, dtype=torch.float32).eval()
+    inner = checkpoints.transformer_of(folder, is_nested=tiny.is_nested)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(inner)
+    model = getattr(transformers, tiny.auto_class).from_pretrained(inner, dtype=torch.float32).eval()
     rows = []
     with torch.inference_mode():
         if tiny.is_reranker:
@@ -30,14 +32,14 @@ def of_transformers(folder: Path, tiny: Tiny, queries: Sequence[str], texts: Seq
                 rows.append(torch.sigmoid(torch.stack(logits)).double().numpy())
             return np.stack(rows)
         for text in map(str.lower, texts) if tiny.lowercases else texts:
-            states = model(**tokenizer(text, truncation=True, max_length=64, return_tensors="pt"))[0][
-                0
-            ].double()
+            inputs = tokenizer(text, truncation=True, max_length=tiny.max_tokens, return_tensors="pt")
+            states = model(**inputs)[0][0].double()
             pooled = {"cls": states[0], "lasttoken": states[-1]}.get(tiny.pooling or "", states.mean(0))
             if tiny.dense_size:
                 layer = torch.load(folder / "2_Dense" / "pytorch_model.bin")
                 pooled = torch.tanh(layer["linear.weight"].double() @ pooled + layer["linear.bias"].double())
-            rows.append((pooled / pooled.norm()).numpy())
+            cut = pooled[: tiny.dimensions or None]
+            rows.append((cut / cut.norm()).numpy())
     return np.stack(rows)
 
 
@@ -76,4 +78,4 @@ def prompted(folder: Path, texts: Sequence[str], prompt: str) -> Floats | None:
 def prompts_of(folder: Path) -> list[str]:
     """List the names of a checkpoint's prompts."""
     path = folder / "config_sentence_transformers.json"
-    return list(json.loads(path.read_text())["prompts"]) if path.is_file() else []
+    return list(json.loads(path.read_text()).get("prompts", {})) if path.is_file() else []
