@@ -41,7 +41,7 @@ def built_in_texts(manifest: Manifest) -> list[str]:
 def checked(folder: Path, manifest: Manifest, expected: Expected) -> Manifest:
     """Compare the fp32 variant; return the figures in the manifest. Raises BakeError when it differs."""
     found = tuple(
-        replace(variant, reference=_compared(running.answers(
+        replace(variant, reference=compared(running.answers(
             running.open_variant(folder, manifest, variant), variant, built_in_texts(manifest)
         ), expected.answers, manifest.kind))
         if variant.precision == Precision.FP32 else variant
@@ -58,7 +58,8 @@ def checked(folder: Path, manifest: Manifest, expected: Expected) -> Manifest:
     return replace(manifest, variants=found)
 
 
-def _compared(computed: Floats, expected: Floats, kind: Kind) -> Reference:
+def compared(computed: Floats, expected: Floats, kind: Kind) -> Reference:
+    """Compare unit vectors or scores; what is not finite does not pass."""
     difference = float(np.abs(computed - expected).max())
     if kind == Kind.RERANKER:
         passed = bool(difference <= SCORE_TOLERANCE)

@@ -67,6 +67,7 @@ CONVERT_LAYERS: list[set[str]] = [
     {"multimodal"},
     {"build", "describe", "bundle", "running", "emulation", "pictures"},
     {"reference", "tuning", "plot", "parity"},
+    {"padding"},
     {"verify"},
     {"bake"},
     {"exported_graph"},

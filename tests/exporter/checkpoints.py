@@ -35,6 +35,7 @@ class Tiny:
     dense_size: int = 0
     prompts: Mapping[str, str] | None = None
     has_only_words: bool = False  # vocab.txt in place of tokenizer.json
+    moves_with_padding: bool = False  # its layers take padding in
     lowercases: bool = False  # before a tokenizer that knows letters of both cases
 
     @property
@@ -85,6 +86,12 @@ CHECKPOINTS: dict[str, Tiny] = {
     ),
     "bert-relu": Tiny("BertConfig", {**SIZES, "hidden_act": "relu"}, "mean"),
     "qwen3-mean": Tiny("Qwen3Config", QWEN, "mean"),
+    "convbert-mean": Tiny("ConvBertConfig", {**SIZES, "embedding_size": 32}, moves_with_padding=True),
+    "mobilebert-mean": Tiny(
+        "MobileBertConfig",
+        {**SIZES, "embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
+        moves_with_padding=True,
+    ),
 }
 
 
