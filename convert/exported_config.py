@@ -10,6 +10,7 @@ from service.errors import BakeError
 # How families spell a size; the first that is there.
 HIDDEN_SIZES = ("hidden_size", "dim", "d_model", "n_embd")
 MAX_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+NO_PADDING = -1  # an id that no token has
 # Types whose positions begin behind that of padding, as RoBERTa's do.
 SKIPS_PADDING = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "ibert"}
@@ -25,17 +26,20 @@ class ExportedConfig:
     hidden_size: int
     vocabulary_size: int
     max_positions: int
+    padding_id: int  # what stands behind a text; a decoder's classifier looks for the last token before it
 
 
 def read(config: Mapping[str, object]) -> ExportedConfig:
     """Take the sizes from a config.json. Raises BakeError where one is missing or no positive number."""
     model_type = str(config.get("model_type"))
+    padding_id = config.get("pad_token_id")
     padding_rows = _size(config, ("pad_token_id",), least=0) + 1 if model_type in SKIPS_PADDING else 0
     return ExportedConfig(
         model_type=model_type,
         hidden_size=_size(config, HIDDEN_SIZES),
         vocabulary_size=_size(config, ("vocab_size",)),
         max_positions=_size(config, MAX_POSITIONS) - padding_rows,
+        padding_id=padding_id if isinstance(padding_id, int) else NO_PADDING,
     )
 
 

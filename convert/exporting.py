@@ -63,7 +63,7 @@ def export(recipe: Recipe, ready: Prepared) -> Prepared:
     opened = Checkpoint(ready.folder, recipe.head_files)
     config = exported_config.read(opened.config)
     with tempfile.TemporaryDirectory() as scratch, _readable(f"the model in {ready.folder}"):
-        path = _exported(recipe, ready.folder, Path(scratch))
+        path = _exported(recipe, ready.folder, config.padding_id, Path(scratch))
         model = _optimized(path, config.model_type, opened.config)
     graph = exported_graph.graph_of(model, recipe, config, opened.weights)
     limit = min(recipe.manifest.max_tokens, config.max_positions)
@@ -87,7 +87,7 @@ def _readable(what: str) -> Iterator[None]:
         raise BakeError(f"{what} cannot be exported: {lines[0]}") from error
 
 
-def _exported(recipe: Recipe, folder: Path, out: Path) -> Path:
+def _exported(recipe: Recipe, folder: Path, padding_id: int, out: Path) -> Path:
     from optimum.exporters.onnx import main_export
 
     main_export(
@@ -100,6 +100,7 @@ def _exported(recipe: Recipe, folder: Path, out: Path) -> Path:
         trust_remote_code=False,
         do_validation=False,  # of its own; the answers are compared at the end of the bake
         no_post_process=True,
+        pad_token_id=padding_id,  # else, where the config has none, the tokenizer's: a text may end in that
     )
     return out / "model.onnx"
 

@@ -35,6 +35,7 @@ class Tiny:
     dense_size: int = 0
     prompts: Mapping[str, str] | None = None
     has_only_words: bool = False  # vocab.txt in place of tokenizer.json
+    pad_token: str | None = None  # None: as is usual in the family
     moves_with_padding: bool = False  # its layers take padding in
     lowercases: bool = False  # before a tokenizer that knows letters of both cases
 
@@ -86,6 +87,15 @@ CHECKPOINTS: dict[str, Tiny] = {
     ),
     "bert-relu": Tiny("BertConfig", {**SIZES, "hidden_act": "relu"}, "mean"),
     "qwen3-mean": Tiny("Qwen3Config", QWEN, "mean"),
+    "qwen3-cross-encoder": Tiny(  # every pair ends in the token of padding
+        "Qwen3Config", {**QWEN, "pad_token_id": 3, "num_labels": 1}, pad_token="[SEP]", **RERANKER
+    ),
+    "llama-cross-encoder": Tiny(  # it knows of no padding, its tokenizer does
+        "LlamaConfig",
+        {**SIZES, "hidden_size": 64, "num_key_value_heads": 2, "num_labels": 1},
+        pad_token="[SEP]",
+        **RERANKER,
+    ),
     "convbert-mean": Tiny("ConvBertConfig", {**SIZES, "embedding_size": 32}, moves_with_padding=True),
     "mobilebert-mean": Tiny(
         "MobileBertConfig",
@@ -175,6 +185,7 @@ def _tokenizer(tiny: Tiny) -> transformers.PreTrainedTokenizerFast:
     else:
         template = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
         names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    names["pad_token"] = tiny.pad_token or names["pad_token"]
     native.post_processor = processors.TemplateProcessing(
         **template, special_tokens=[(names[key], words[names[key]]) for key in ("cls_token", "sep_token")]
     )
