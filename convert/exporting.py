@@ -26,7 +26,14 @@ from convert.recipe import Recipe
 from service.errors import BakeError
 from service.manifest import Kind, Manifest, Pooling
 
-PACKAGES = ("torch", "transformers", "optimum")
+PACKAGES = {  # by what is imported of them
+    "torch": "torch",
+    "transformers": "transformers",
+    "optimum": "optimum",
+    "optimum.exporters.onnx": "optimum-onnx",
+    "sentencepiece": "sentencepiece",
+    "google.protobuf": "protobuf",
+}
 INSTALL = "pip install '.[export]'"
 TASKS = {Kind.EMBEDDING: "feature-extraction", Kind.RERANKER: "text-classification"}
 AUTO_CLASSES = {Kind.EMBEDDING: "AutoModel", Kind.RERANKER: "AutoModelForSequenceClassification"}
@@ -41,12 +48,19 @@ Floats = npt.NDArray[np.float32]
 
 def check_installed(reason: str) -> None:
     """Raise BakeError with the command to install what is missing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [package for module, package in PACKAGES.items() if not _is_found(module)]
     if missing:
         raise BakeError(
             f"{reason}: this needs the exporter, and {', '.join(missing)} is not installed; in an "
             f"environment of its own: {INSTALL}"
         )
+
+
+def _is_found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # what it is a part of
+        return False
 
 
 def tokenizer_json(folder: Path) -> bytes:
@@ -82,6 +96,10 @@ def _readable(what: str) -> Iterator[None]:
             yield
     except BakeError:
         raise
+    except ImportError as error:
+        raise BakeError(
+            f"{what} cannot be exported: {error}; in an environment of its own: {INSTALL}"
+        ) from error
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BakeError(f"{what} cannot be exported: {lines[0]}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import string
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from convert import texts
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -35,6 +38,7 @@ class Tiny:
     dense_size: int = 0
     prompts: Mapping[str, str] | None = None
     has_only_words: bool = False  # vocab.txt in place of tokenizer.json
+    has_only_pieces: bool = False  # a SentencePiece model in its place
     pad_token: str | None = None  # None: as is usual in the family
     moves_with_padding: bool = False  # its layers take padding in
     lowercases: bool = False  # before a tokenizer that knows letters of both cases
@@ -58,6 +62,14 @@ DEBERTA = {
     "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
     "position_biased_input": False,
 }  # fmt: skip
+# What tokenizers had before tokenizer.json: the file, and the ids of its special pieces.
+DEBERTA_PIECES = {"pad": (0, "[PAD]"), "bos": (1, "[CLS]"), "eos": (2, "[SEP]"), "unk": (3, "[UNK]")}
+XLM_PIECES = {"unk": (0, "<unk>"), "bos": (1, "<s>"), "eos": (2, "</s>")}
+PIECES: dict[str, tuple[str, Mapping[str, tuple[int, str]]]] = {
+    "DebertaV2Config": ("spm.model", DEBERTA_PIECES),
+    "XLMRobertaConfig": ("sentencepiece.bpe.model", XLM_PIECES),
+}
+NUM_PIECES = 900
 CHECKPOINTS: dict[str, Tiny] = {
     "bert-cls": Tiny("BertConfig", SIZES, "cls"),
     "bert-mean": Tiny("BertConfig", SIZES, "mean", prompts=PROMPTS),
@@ -87,6 +99,8 @@ CHECKPOINTS: dict[str, Tiny] = {
     ),
     "bert-relu": Tiny("BertConfig", {**SIZES, "hidden_act": "relu"}, "mean"),
     "qwen3-mean": Tiny("Qwen3Config", QWEN, "mean"),
+    "deberta-v2-pieces": Tiny("DebertaV2Config", DEBERTA, has_only_pieces=True),
+    "xlm-roberta-pieces": Tiny("XLMRobertaConfig", ROBERTA, is_roberta=True, has_only_pieces=True),
     "qwen3-cross-encoder": Tiny(  # every pair ends in the token of padding
         "Qwen3Config", {**QWEN, "pad_token_id": 3, "num_labels": 1}, pad_token="[SEP]", **RERANKER
     ),
@@ -117,7 +131,9 @@ def write(folder: Path, tiny: Tiny, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     _tokenizer(tiny).save_pretrained(folder)
     if tiny.has_only_words:
-        _keep_only_words(folder, f"{tiny.config.removesuffix('Config')}Tokenizer")
+        _keep_only_words(folder, _class_of_tokenizer(tiny))
+    if tiny.has_only_pieces:
+        _keep_only_pieces(folder, tiny)
     if tiny.pooling:
         _write_modules(folder, tiny)
     return folder
@@ -161,6 +177,31 @@ def _keep_only_words(folder: Path, name: str) -> None:
     (folder / "vocab.txt").write_text("\n".join(sorted(words, key=words.__getitem__)) + "\n")
     settings = {"tokenizer_class": name, "do_lower_case": True, "model_max_length": 64}
     _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _keep_only_pieces(folder: Path, tiny: Tiny) -> None:
+    """Train a SentencePiece model on the built-in texts and leave it in the tokenizer's place."""
+    import sentencepiece
+
+    file, special = PIECES[tiny.config]
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts.evaluation()),
+        model_writer=trained,
+        vocab_size=NUM_PIECES,
+        minloglevel=2,
+        **{f"{kind}_id": number for kind, (number, _) in special.items()},
+        **{f"{kind}_piece": piece for kind, (_, piece) in special.items()},
+    )
+    for name in ("tokenizer.json", "special_tokens_map.json"):
+        (folder / name).unlink()
+    (folder / file).write_bytes(trained.getvalue())
+    settings = {"tokenizer_class": _class_of_tokenizer(tiny), "model_max_length": 64}
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _class_of_tokenizer(tiny: Tiny) -> str:
+    return f"{tiny.config.removesuffix('Config')}Tokenizer"
 
 
 def _size(tiny: Tiny) -> int:
