@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from convert.sentence_files import UNLIMITED
 from service.errors import BakeError
 
 # How families spell a size; the first that is there.
 HIDDEN_SIZES = ("hidden_size", "dim", "d_model", "n_embd")
+# Types that have none: a token is told from its neighbours by its distance.
+WITHOUT_POSITIONS = frozenset({"t5", "mt5", "umt5", "bloom"})
 MAX_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 NO_PADDING = -1  # an id that no token has
 # Types whose positions begin behind that of padding, as RoBERTa's do.
@@ -33,14 +36,20 @@ def read(config: Mapping[str, object]) -> ExportedConfig:
     """Take the sizes from a config.json. Raises BakeError where one is missing or no positive number."""
     model_type = str(config.get("model_type"))
     padding_id = config.get("pad_token_id")
-    padding_rows = _size(config, ("pad_token_id",), least=0) + 1 if model_type in SKIPS_PADDING else 0
     return ExportedConfig(
         model_type=model_type,
         hidden_size=_size(config, HIDDEN_SIZES),
         vocabulary_size=_size(config, ("vocab_size",)),
-        max_positions=_size(config, MAX_POSITIONS) - padding_rows,
+        max_positions=_max_positions(config, model_type),
         padding_id=padding_id if isinstance(padding_id, int) else NO_PADDING,
     )
+
+
+def _max_positions(config: Mapping[str, object], model_type: str) -> int:
+    if model_type in WITHOUT_POSITIONS:
+        return UNLIMITED
+    padding_rows = _size(config, ("pad_token_id",), least=0) + 1 if model_type in SKIPS_PADDING else 0
+    return _size(config, MAX_POSITIONS) - padding_rows
 
 
 def _size(config: Mapping[str, object], keys: tuple[str, ...], least: int = 1) -> int:

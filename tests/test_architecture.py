@@ -70,7 +70,7 @@ CONVERT_LAYERS: list[set[str]] = [
     {"padding"},
     {"verify"},
     {"bake"},
-    {"exported_graph"},
+    {"exported_graph", "torch_answers"},
     {"exporting"},
     {"any_model", "listing", "arguments"},
     {"__main__"},

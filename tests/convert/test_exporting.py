@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from convert import exporting
+from convert import custom, exporting
+from convert.bake import Prepared
 from service.errors import BakeError
+from service.manifest import Source
+from tests import checkpoints
 from tests.processes import PROJECT
 
 
@@ -56,6 +60,18 @@ def test_the_extra_pins_what_it_is_told_to_install() -> None:
     packages = set(exporting.PACKAGES.values()) - {"optimum", "protobuf"}  # with onnxruntime; of onnx
     assert {package for package in packages if f'"{package}==' in extra} == packages
     assert '"optimum[onnxruntime-gpu]==' in extra
+
+
+def test_a_model_without_positions_must_say_its_limit(tmp_path: Path) -> None:
+    source = checkpoints.write_bert(tmp_path / "some-model")
+    path = source / "config.json"
+    sizes = {"d_model": 32, "vocab_size": 2100, "n_positions": 512}
+    path.write_text(json.dumps({"model_type": "t5", **sizes}))
+    for name in ("sentence_bert_config.json", "tokenizer_config.json"):
+        (source / name).unlink(missing_ok=True)
+    described = custom.described(source, Source(id="us/some-model"), "some-model")
+    with pytest.raises(BakeError, match="nothing says how many tokens .* put max_seq_length into"):
+        exporting.export(described.recipe, Prepared(source, Source(id="us/some-model"), b""))
 
 
 def test_a_library_that_cannot_be_imported_is_told_from_a_model_that_cannot_be_exported() -> None:

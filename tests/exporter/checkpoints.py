@@ -57,6 +57,8 @@ DISTILBERT = {
     "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 2100,
     "max_position_embeddings": 130,
 }  # fmt: skip
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 2100}
+BLOOM = {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 2100, "pad_token_id": 3}
 DEBERTA = {
     **SIZES, "relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm",
     "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
@@ -65,9 +67,11 @@ DEBERTA = {
 # What tokenizers had before tokenizer.json: the file, and the ids of its special pieces.
 DEBERTA_PIECES = {"pad": (0, "[PAD]"), "bos": (1, "[CLS]"), "eos": (2, "[SEP]"), "unk": (3, "[UNK]")}
 XLM_PIECES = {"unk": (0, "<unk>"), "bos": (1, "<s>"), "eos": (2, "</s>")}
+T5_PIECES = {"pad": (0, "<pad>"), "eos": (1, "</s>"), "unk": (2, "<unk>"), "bos": (-1, "<s>")}
 PIECES: dict[str, tuple[str, Mapping[str, tuple[int, str]]]] = {
     "DebertaV2Config": ("spm.model", DEBERTA_PIECES),
     "XLMRobertaConfig": ("sentencepiece.bpe.model", XLM_PIECES),
+    "T5Config": ("spiece.model", T5_PIECES),
 }
 NUM_PIECES = 900
 CHECKPOINTS: dict[str, Tiny] = {
@@ -101,6 +105,9 @@ CHECKPOINTS: dict[str, Tiny] = {
     "qwen3-mean": Tiny("Qwen3Config", QWEN, "mean"),
     "deberta-v2-pieces": Tiny("DebertaV2Config", DEBERTA, has_only_pieces=True),
     "xlm-roberta-pieces": Tiny("XLMRobertaConfig", ROBERTA, is_roberta=True, has_only_pieces=True),
+    "t5-dense": Tiny("T5Config", T5, auto_class="T5EncoderModel", dense_size=24, has_only_pieces=True),
+    "mt5-mean": Tiny("MT5Config", T5, auto_class="MT5EncoderModel"),
+    "bloom-last": Tiny("BloomConfig", BLOOM, "lasttoken"),
     "qwen3-cross-encoder": Tiny(  # every pair ends in the token of padding
         "Qwen3Config", {**QWEN, "pad_token_id": 3, "num_labels": 1}, pad_token="[SEP]", **RERANKER
     ),
@@ -123,7 +130,9 @@ def write(folder: Path, tiny: Tiny, seed: int = 0) -> Path:
     """Write a checkpoint; norms and biases are far from 1 and 0, so that none can be missing."""
     torch.manual_seed(seed)
     config = getattr(transformers, tiny.config)(**tiny.sizes)
-    model = getattr(transformers, tiny.auto_class).from_config(config, dtype=torch.float32).eval()
+    kind = getattr(transformers, tiny.auto_class)
+    made = kind.from_config(config) if tiny.auto_class.startswith("Auto") else kind(config)
+    model = made.float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = "norm" in name.lower() and name.endswith("weight")
@@ -205,7 +214,7 @@ def _class_of_tokenizer(tiny: Tiny) -> str:
 
 
 def _size(tiny: Tiny) -> int:
-    return int(tiny.sizes.get("hidden_size") or tiny.sizes["dim"])
+    return next(int(tiny.sizes[name]) for name in ("hidden_size", "dim", "d_model") if name in tiny.sizes)
 
 
 def _tokenizer(tiny: Tiny) -> transformers.PreTrainedTokenizerFast:
