@@ -20,7 +20,6 @@ from convert import exported_config, exported_graph, torch_answers
 from convert.bake import Prepared
 from convert.checkpoint import Checkpoint
 from convert.exported_config import ExportedConfig
-from convert.parity import Expected
 from convert.recipe import Recipe
 from convert.sentence_files import SENTENCE_FILE, UNLIMITED
 from service.errors import BakeError
@@ -82,10 +81,10 @@ def export(recipe: Recipe, ready: Prepared) -> Prepared:
             path = _exported(recipe, ready.folder, config.padding_id, Path(scratch))
         model = _optimized(path, config.model_type, opened.config)
     graph = exported_graph.graph_of(model, recipe, config, opened.weights)
-    manifest = replace(recipe.manifest, max_tokens=limit)
+    limited = replace(recipe, manifest=replace(recipe.manifest, max_tokens=limit))
     with _readable(f"the model in {ready.folder}"):
-        found = torch_answers.computed(recipe, manifest, kind, opened)
-    return replace(ready, graph=graph, expected=Expected(found))
+        expected = torch_answers.expected(limited, kind, opened, ready.tokenizer)
+    return replace(ready, graph=graph, expected=expected)
 
 
 def _limit(recipe: Recipe, config: ExportedConfig) -> int:

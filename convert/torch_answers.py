@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from convert import parity, progress, running
 from convert.checkpoint import Checkpoint
+from convert.parity import Expected
 from convert.recipe import Recipe
-from service.manifest import Kind, Manifest, Pooling
+from service.manifest import Kind, Pooling
 
 AUTO_CLASSES = {Kind.EMBEDDING: "AutoModel", Kind.RERANKER: "AutoModelForSequenceClassification"}
 # Types with a decoder that vectors leave out, as sentence-transformers has it.
@@ -45,14 +47,30 @@ def tokenizer_of(folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def computed(recipe: Recipe, manifest: Manifest, kind: str, checkpoint: Checkpoint) -> Floats:
-    """Run the model in torch over the built-in texts, one at a time."""
+def expected(recipe: Recipe, kind: str, checkpoint: Checkpoint, tokenizer: bytes) -> Expected:
+    """Run the model in torch over the built-in texts, and compare its tokenizer with the bundle's."""
+    own = tokenizer_of(checkpoint.folder)
+
+    def ids_of(text: str) -> Sequence[int]:
+        ids: Sequence[int] = own(_lowered(recipe, text))["input_ids"]
+        return ids
+
+    texts = parity.built_in_texts(recipe.manifest)
+    return Expected(_answers(recipe, kind, checkpoint, own), misread(tokenizer, ids_of, texts))
+
+
+def _lowered(recipe: Recipe, text: str) -> str:
+    return text.lower() if recipe.lowercases else text
+
+
+def _answers(recipe: Recipe, kind: str, checkpoint: Checkpoint, tokenizer: Any) -> Floats:
+    """Compute vectors or scores, one text at a time."""
     import torch
 
-    tokenizer, model = tokenizer_of(checkpoint.folder), opened(kind, checkpoint.folder)
+    manifest, model = recipe.manifest, opened(kind, checkpoint.folder)
 
     def run(*given: str) -> Floats:
-        lowered = [text.lower() if recipe.lowercases else text for text in given]
+        lowered = [_lowered(recipe, text) for text in given]
         inputs = tokenizer(*lowered, truncation=True, max_length=manifest.max_tokens, return_tensors="pt")
         with torch.inference_mode():
             found: Floats = model(**inputs)[0][0].float().numpy()
@@ -68,6 +86,14 @@ def computed(recipe: Recipe, manifest: Manifest, kind: str, checkpoint: Checkpoi
             rows.append(_vector(recipe, run(prefix + text), checkpoint))
             bar.update(1)
         return np.stack(rows).astype(np.float32)
+
+
+def misread(tokenizer: bytes, ids_of: Callable[[str], Sequence[int]], texts: Sequence[str]) -> str | None:
+    """Return the first text of which a tokenizer.json makes other ids than the model's own tokenizer."""
+    native = Tokenizer.from_str(tokenizer.decode())
+    native.no_padding()
+    native.no_truncation()
+    return next((text for text in texts if native.encode(text).ids != list(ids_of(text))), None)
 
 
 def _scores(

@@ -1,4 +1,4 @@
-"""Graphs made elsewhere whose answers padding or neighbours move: served unpadded, or refused."""
+"""Graphs made elsewhere, compared with the model itself, and texts that share a run with texts alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from falcon.testing import TestClient
 from tokenizers import Tokenizer
 
-from convert import any_model, parity
+from convert import any_model, parity, torch_answers
 from convert.bake import BakeRequest, Prepared, Verification, bake
 from convert.graph import ATTENTION_MASK, INPUT_IDS, Graph, constant_of
 from convert.parity import Expected
@@ -77,17 +77,28 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Prepared]:
     return recipe, ready
 
 
-def baked(opened: tuple[Recipe, Prepared], pool: Pool, out: Path) -> Manifest:
-    """Bake a graph that adds up words, against sums of our own."""
+def sums(opened: tuple[Recipe, Prepared]) -> Expected:
+    """Add up the words of every text that is compared."""
     recipe, ready = opened
     tokenizer = Tokenizer.from_str(ready.tokenizer.decode())
     tokenizer.no_padding()
     tokenizer.enable_truncation(checkpoints.MAX_TOKENS)
     ids = [tokenizer.encode(text).ids for text in parity.built_in_texts(recipe.manifest)]
-    sums = np.stack([TABLE[each].sum(axis=0) for each in ids])
-    expected = Expected(sums / np.linalg.norm(sums, axis=1)[:, None])
-    prepared = replace(ready, graph=graph_of(pool), expected=expected)
-    return bake(recipe, BakeRequest(out=out, precisions=(Precision.FP32,), prepared=prepared,
+    rows = np.stack([TABLE[each].sum(axis=0) for each in ids])
+    return Expected(rows / np.linalg.norm(rows, axis=1)[:, None])
+
+
+def baked(
+    opened: tuple[Recipe, Prepared],
+    pool: Pool,
+    out: Path,
+    expected: Expected | None = None,
+    precision: Precision = Precision.FP32,
+) -> Manifest:
+    """Bake a graph that adds up words, against sums of our own."""
+    recipe, ready = opened
+    prepared = replace(ready, graph=graph_of(pool), expected=expected or sums(opened))
+    return bake(recipe, BakeRequest(out=out, precisions=(precision,), prepared=prepared,
                                     verification=Verification.SKIP))  # fmt: skip
 
 
@@ -127,3 +138,41 @@ def test_what_depends_on_neighbours_of_equal_length_is_not_published(
     with pytest.raises(BakeError, match="depends on the others in its run, .*; nothing was published"):
         baked(opened, beside_others, tmp_path)
     assert not list(tmp_path.glob("[!.]*"))
+
+
+@pytest.mark.parametrize(
+    ("misread", "said"),
+    [(None, "the exported graph differs from the model in torch by"),
+     ("a river", "the tokenizer of the bundle .*: other token ids of 'a river'. The answers differ by")],
+)  # fmt: skip
+def test_what_differs_is_named(
+    opened: tuple[Recipe, Prepared], tmp_path: Path, misread: str | None, said: str
+) -> None:
+    wrong = replace(sums(opened), answers=sums(opened).answers[::-1], misread=misread)
+    with pytest.raises(BakeError, match=f"{said} .*worst cosine .*; nothing was published"):
+        baked(opened, masked, tmp_path, wrong)
+
+
+def test_a_text_is_misread_where_a_tokenizer_makes_other_ids(opened: tuple[Recipe, Prepared]) -> None:
+    _, ready = opened
+    tokenizer = Tokenizer.from_str(ready.tokenizer.decode())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    long = "a river " * checkpoints.POSITIONS
+
+    def ids_of(text: str) -> list[int]:
+        return list(tokenizer.encode(text).ids)
+
+    def mistaken(text: str) -> list[int]:
+        return ids_of(text.replace("x", "y"))
+
+    assert torch_answers.misread(ready.tokenizer, ids_of, [*TEXTS, long]) is None
+    assert torch_answers.misread(ready.tokenizer, mistaken, [long, *TEXTS]) == "x"
+
+
+def test_the_figures_of_fp32_are_told_where_it_is_not_kept(
+    opened: tuple[Recipe, Prepared], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert baked(opened, masked, tmp_path, precision=Precision.INT8).precisions == (Precision.INT8,)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "fp32" in line]
+    assert "against the reference PASS, max difference" in line and line.endswith("; not kept")
