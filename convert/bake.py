@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from convert import bundle, describe, parity, progress, tuning, verify
+from convert import bundle, describe, padding, parity, progress, tuning, verify
 from convert.build import GraphsByTask, build, tower, wanted_tasks
 from convert.checkpoint import Checkpoint
 from convert.graph import Graph
@@ -87,7 +87,7 @@ def bake(recipe: Recipe, request: BakeRequest) -> Manifest:
             manifest = verify.checked(staged, manifest, recipe)
             _check_reference(manifest, recipe, is_published=request.source is None and not request.prepared)
         if ready.expected:
-            manifest = parity.checked(staged, manifest, ready.expected)
+            manifest = _compared(staged, manifest, ready.expected, wanted)
         manifest = _keep(staged, manifest, wanted)
         bundle.publish(staged, manifest)
     return manifest
@@ -198,6 +198,21 @@ def _check_reference(manifest: Manifest, recipe: Recipe, *, is_published: bool) 
             f"{manifest.name}: the weights are not the published ones that the reference vectors are of; "
             "name them with --source if that is meant"
         )
+
+
+def _compared(
+    staged: Path, manifest: Manifest, expected: Expected, wanted: tuple[Precision, ...]
+) -> Manifest:
+    """Compare a graph made elsewhere with the model itself, and texts alone with texts that share a run."""
+    manifest = padding.checked(staged, manifest)
+    if manifest.never_pads:
+        print(f"{manifest.name}: padding moves its answers: texts of unequal length will never share a run")
+    manifest = parity.checked(staged, manifest, expected)
+    if Precision.FP32 not in wanted:  # else the report at the end says the same
+        exact = [variant for variant in manifest.variants if variant.precision == Precision.FP32]
+        for line in verify.report(replace(manifest, variants=tuple(exact))):
+            print(f"{line}; not kept")
+    return manifest
 
 
 def _keep(staged: Path, manifest: Manifest, precisions: tuple[Precision, ...]) -> Manifest:

@@ -6,7 +6,7 @@ between have gained types and attributes with defaults, and mean the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ from service.manifest import Output
 
 TOKEN_TYPES, POSITIONS = "token_type_ids", "position_ids"
 STATES, LOGITS = "last_hidden_state", "logits"
+SERVICE_PADDING = 0  # the id that the service puts behind texts
 
 
 def graph_of(model: onnx.ModelProto, recipe: Recipe, config: ExportedConfig, weights: Weights) -> Graph:
@@ -35,9 +36,11 @@ def graph_of(model: onnx.ModelProto, recipe: Recipe, config: ExportedConfig, wei
             INPUTS[name](graph, recipe)
         elif name not in (INPUT_IDS, ATTENTION_MASK):
             raise BakeError(f"the exported graph of {config.model_type} needs {name}, which no text has")
+    wanted = LOGITS if Output.SCORES in recipe.manifest.outputs else STATES
+    if wanted == LOGITS and config.padding_id != SERVICE_PADDING:
+        _read_instead(model.graph.node, _padded_ids(graph, config.padding_id))
     _add_nodes(graph, model)
     _keep_exact(graph)
-    wanted = LOGITS if Output.SCORES in recipe.manifest.outputs else STATES
     names = [value.name for value in model.graph.output]
     if wanted not in names:
         raise BakeError(
@@ -51,6 +54,22 @@ def graph_of(model: onnx.ModelProto, recipe: Recipe, config: ExportedConfig, wei
         body = Body(graph, weights, STATES, config.hidden_size, pooling, dense=recipe.dense)
         heads.add_outputs(body, recipe.manifest.outputs)
     return graph
+
+
+def _padded_ids(graph: Graph, padding_id: int) -> str:
+    """Put the model's own padding behind texts: its classifier may look for the last token before that."""
+    is_text = graph.op("Cast", "padding.is_text", [ATTENTION_MASK], {"to": onnx.TensorProto.BOOL})
+    return graph.op("Where", "padding.ids", [is_text, INPUT_IDS, graph.value("padding.id", padding_id)])
+
+
+def _read_instead(nodes: Iterable[onnx.NodeProto], ids: str) -> None:
+    """Let nodes read `ids` where they read those of the texts, in branches too."""
+    for node in nodes:
+        for place, name in enumerate(node.input):
+            if name == INPUT_IDS:
+                node.input[place] = ids
+        for attribute in node.attribute:
+            _read_instead(attribute.g.node, ids)
 
 
 def _add_nodes(graph: Graph, model: onnx.ModelProto) -> None:

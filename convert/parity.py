@@ -18,6 +18,7 @@ from service.manifest import Kind, Manifest, Precision
 
 COSINE_FLOOR = 0.99999
 SCORE_TOLERANCE = 1e-4  # of scores between 0 and 1
+MAX_SHOWN = 60  # characters of a text
 NUM_TEXTS = 128  # of the built-in ones; a text at a time
 
 Floats = npt.NDArray[np.float32]
@@ -28,6 +29,7 @@ class Expected:
     """Unit vectors (texts, size) of the built-in texts, or a reranker's scores (queries, documents)."""
 
     answers: Floats
+    misread: str | None = None  # a text of which the bundle's tokenizer makes other ids than the model's own
 
 
 def built_in_texts(manifest: Manifest) -> list[str]:
@@ -41,7 +43,7 @@ def built_in_texts(manifest: Manifest) -> list[str]:
 def checked(folder: Path, manifest: Manifest, expected: Expected) -> Manifest:
     """Compare the fp32 variant; return the figures in the manifest. Raises BakeError when it differs."""
     found = tuple(
-        replace(variant, reference=_compared(running.answers(
+        replace(variant, reference=compared(running.answers(
             running.open_variant(folder, manifest, variant), variant, built_in_texts(manifest)
         ), expected.answers, manifest.kind))
         if variant.precision == Precision.FP32 else variant
@@ -49,16 +51,24 @@ def checked(folder: Path, manifest: Manifest, expected: Expected) -> Manifest:
     )  # fmt: skip
     for variant in found:
         if variant.reference and not variant.reference.passed:
-            worst = variant.reference.worst_cosine
-            raise BakeError(
-                f"{manifest.name}: the exported graph differs from the model in torch by "
-                f"{variant.reference.max_abs_difference:.1e}"
-                f"{'' if worst is None else f' (worst cosine {worst:.6f})'}; nothing was published"
-            )
+            raise BakeError(f"{manifest.name}: {_difference(variant.reference, expected.misread)}")
     return replace(manifest, variants=found)
 
 
-def _compared(computed: Floats, expected: Floats, kind: Kind) -> Reference:
+def _difference(found: Reference, misread: str | None) -> str:
+    """Say what differs: the graph, or already the tokenizer before it."""
+    worst = "" if found.worst_cosine is None else f" (worst cosine {found.worst_cosine:.6f})"
+    figures = f"{found.max_abs_difference:.1e}{worst}; nothing was published"
+    if misread is None:
+        return f"the exported graph differs from the model in torch by {figures}"
+    return (
+        f"the tokenizer of the bundle differs from the one that transformers makes of the checkpoint: other "
+        f"token ids of {misread[:MAX_SHOWN]!r}. The answers differ by {figures}"
+    )
+
+
+def compared(computed: Floats, expected: Floats, kind: Kind) -> Reference:
+    """Compare unit vectors or scores; what is not finite does not pass."""
     difference = float(np.abs(computed - expected).max())
     if kind == Kind.RERANKER:
         passed = bool(difference <= SCORE_TOLERANCE)

@@ -27,6 +27,7 @@ SPEED_SECONDS = 10  # no further run after these: large models take long, and va
 NUM_QUERIES = 8  # of the texts a reranker is measured on; those behind them are the documents
 MAX_DOCUMENTS = 32  # a pair takes a second of a large model
 
+Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 OnText = Callable[[int], object]
 Model = EmbeddingModel | Reranker
@@ -139,6 +140,14 @@ def _timed(models: Mapping[str, tuple[Model, Variant]], texts: Sequence[str]) ->
         )
         for file, times in seconds.items()
     }
+
+
+def answer_of_run(model: Model, variant: Variant, sequences: Sequence[Ids]) -> Floats:
+    """Compute the first output of token ids that share one run, padded on the right: (rows, ...)."""
+    (output, *_) = model.manifest.outputs
+    inputs = inference.stacker(model.manifest)(list(sequences))
+    (found,) = model.graphs.session(variant.task).run(inputs, [output])
+    return found
 
 
 def token_states(model: Model, variant: Variant, ids: Sequence[int], mask: Sequence[int]) -> Floats:

@@ -78,7 +78,8 @@ class Graphs:
             ) from error
 
     def _session(self, task: str | None) -> Session:
-        return self._open(self._file(task), may_pad=self.precision not in ROUNDS_ACTIVATIONS)
+        may_pad = self.precision not in ROUNDS_ACTIVATIONS and not self.manifest.never_pads
+        return self._open(self._file(task), may_pad=may_pad)
 
     def _open(self, file: str, *, may_pad: bool, part: Part = Part.TEXT) -> Session:
         if file not in self._sessions:

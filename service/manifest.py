@@ -135,6 +135,7 @@ class Manifest:
     listwise: Listwise | None = None  # of a listwise one
     vision: Vision | None = None  # of a model that takes images
     is_decoder: bool = False  # every token sees only those before it
+    never_pads: bool = False  # padding would move answers: texts of unequal length never share a run
     calibrated: bool = False  # int8 and int4 were made with what the converter's texts show of activations
     mixture: dict[str, Precision] = field(default_factory=dict)  # linear layers that int8 leaves to others
     unweighted_tokens: tuple[str, ...] = ()  # never part of a sparse vector

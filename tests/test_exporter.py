@@ -54,6 +54,11 @@ def test_answers_are_those_of_transformers(found: dict[str, dict[str, Any]], nam
     assert row["precisions"] == ["fp32", "int8", "int8-block"]
 
 
+def test_only_models_that_take_padding_in_are_never_padded(found: dict[str, dict[str, Any]]) -> None:
+    unpadded = {name for name, row in found.items() if row["never_pads"]}
+    assert unpadded == {"convbert-mean", "mobilebert-mean"}
+
+
 @pytest.mark.parametrize("name", ["bert-mean", "xlm-roberta-mean"])
 def test_prompts_are_tasks(found: dict[str, dict[str, Any]], name: str) -> None:
     expected = {f"{field} {side}" for field in ("task", "prompt_name") for side in ("query", "document")}

@@ -761,7 +761,7 @@ def test_what_needs_the_exporter_names_the_command(
     edit: Edit,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(exporting, "PACKAGES", ("not_installed_anywhere",))
+    monkeypatch.setattr(exporting, "PACKAGES", {"not_installed_anywhere": "not_installed_anywhere"})
     edit(source)
     assert main(["--source", str(source), "--out", str(source.parent / "models")]) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -46,6 +46,7 @@ class Found:
     sentence_transformers: float | None
     prompts: dict[str, float]
     precisions: list[str]
+    never_pads: bool
     quantized_nodes: int
 
 
@@ -78,6 +79,7 @@ def compared(name: str, tiny: Tiny, out: Path) -> Found:
         sentence_transformers=None if sentences is None else _nearness(ours, sentences, tiny),
         prompts=prompts,
         precisions=sorted({variant["precision"] for variant in manifest["variants"]}),
+        never_pads=manifest["never_pads"],
         quantized_nodes=_quantized(models / name / "int8" / "model.onnx"),
     )
 

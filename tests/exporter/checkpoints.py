@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import string
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from convert import texts
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -40,6 +43,9 @@ class Tiny:
     is_nested: bool = False  # the transformer in a folder of its own
     prompts: Mapping[str, str] | None = None
     has_only_words: bool = False  # vocab.txt in place of tokenizer.json
+    has_only_pieces: bool = False  # a SentencePiece model in its place
+    pad_token: str | None = None  # None: as is usual in the family
+    moves_with_padding: bool = False  # its layers take padding in
     lowercases: bool = False  # before a tokenizer that knows letters of both cases
 
     @property
@@ -56,11 +62,23 @@ DISTILBERT = {
     "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 2100,
     "max_position_embeddings": 130,
 }  # fmt: skip
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 2100}
+BLOOM = {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 2100, "pad_token_id": 3}
 DEBERTA = {
     **SIZES, "relative_attention": True, "position_buckets": 16, "norm_rel_ebd": "layer_norm",
     "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
     "position_biased_input": False,
 }  # fmt: skip
+# What tokenizers had before tokenizer.json: the file, and the ids of its special pieces.
+DEBERTA_PIECES = {"pad": (0, "[PAD]"), "bos": (1, "[CLS]"), "eos": (2, "[SEP]"), "unk": (3, "[UNK]")}
+XLM_PIECES = {"unk": (0, "<unk>"), "bos": (1, "<s>"), "eos": (2, "</s>")}
+T5_PIECES = {"pad": (0, "<pad>"), "eos": (1, "</s>"), "unk": (2, "<unk>"), "bos": (-1, "<s>")}
+PIECES: dict[str, tuple[str, Mapping[str, tuple[int, str]]]] = {
+    "DebertaV2Config": ("spm.model", DEBERTA_PIECES),
+    "XLMRobertaConfig": ("sentencepiece.bpe.model", XLM_PIECES),
+    "T5Config": ("spiece.model", T5_PIECES),
+}
+NUM_PIECES = 900
 CHECKPOINTS: dict[str, Tiny] = {
     "bert-cls": Tiny("BertConfig", SIZES, "cls"),
     "bert-mean": Tiny("BertConfig", SIZES, "mean", prompts=PROMPTS),
@@ -96,6 +114,26 @@ CHECKPOINTS: dict[str, Tiny] = {
     "bert-decoder": Tiny("BertConfig", {**SIZES, "is_decoder": True}),
     "bert-relu": Tiny("BertConfig", {**SIZES, "hidden_act": "relu"}, "mean"),
     "qwen3-mean": Tiny("Qwen3Config", QWEN, "mean"),
+    "deberta-v2-pieces": Tiny("DebertaV2Config", DEBERTA, has_only_pieces=True),
+    "xlm-roberta-pieces": Tiny("XLMRobertaConfig", ROBERTA, is_roberta=True, has_only_pieces=True),
+    "t5-dense": Tiny("T5Config", T5, auto_class="T5EncoderModel", dense_size=24, has_only_pieces=True),
+    "mt5-mean": Tiny("MT5Config", T5, auto_class="MT5EncoderModel"),
+    "bloom-last": Tiny("BloomConfig", BLOOM, "lasttoken"),
+    "qwen3-cross-encoder": Tiny(  # every pair ends in the token of padding
+        "Qwen3Config", {**QWEN, "pad_token_id": 3, "num_labels": 1}, pad_token="[SEP]", **RERANKER
+    ),
+    "llama-cross-encoder": Tiny(  # it knows of no padding, its tokenizer does
+        "LlamaConfig",
+        {**SIZES, "hidden_size": 64, "num_key_value_heads": 2, "num_labels": 1},
+        pad_token="[SEP]",
+        **RERANKER,
+    ),
+    "convbert-mean": Tiny("ConvBertConfig", {**SIZES, "embedding_size": 32}, moves_with_padding=True),
+    "mobilebert-mean": Tiny(
+        "MobileBertConfig",
+        {**SIZES, "embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
+        moves_with_padding=True,
+    ),
 }
 
 
@@ -103,7 +141,9 @@ def write(folder: Path, tiny: Tiny, seed: int = 0) -> Path:
     """Write a checkpoint; norms and biases are far from 1 and 0, so that none can be missing."""
     torch.manual_seed(seed)
     config = getattr(transformers, tiny.config)(**tiny.sizes)
-    model = getattr(transformers, tiny.auto_class).from_config(config, dtype=torch.float32).eval()
+    kind = getattr(transformers, tiny.auto_class)
+    made = kind.from_config(config) if tiny.auto_class.startswith("Auto") else kind(config)
+    model = made.float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = "norm" in name.lower() and name.endswith("weight")
@@ -111,7 +151,9 @@ def write(folder: Path, tiny: Tiny, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     _tokenizer(tiny).save_pretrained(folder)
     if tiny.has_only_words:
-        _keep_only_words(folder, f"{tiny.config.removesuffix('Config')}Tokenizer")
+        _keep_only_words(folder, _class_of_tokenizer(tiny))
+    if tiny.has_only_pieces:
+        _keep_only_pieces(folder, tiny)
     if tiny.pooling:
         _write_modules(folder, tiny)
     return folder
@@ -175,8 +217,33 @@ def _keep_only_words(folder: Path, name: str) -> None:
     _write_json(folder / "tokenizer_config.json", settings)
 
 
+def _keep_only_pieces(folder: Path, tiny: Tiny) -> None:
+    """Train a SentencePiece model on the built-in texts and leave it in the tokenizer's place."""
+    import sentencepiece
+
+    file, special = PIECES[tiny.config]
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts.evaluation()),
+        model_writer=trained,
+        vocab_size=NUM_PIECES,
+        minloglevel=2,
+        **{f"{kind}_id": number for kind, (number, _) in special.items()},
+        **{f"{kind}_piece": piece for kind, (_, piece) in special.items()},
+    )
+    for name in ("tokenizer.json", "special_tokens_map.json"):
+        (folder / name).unlink()
+    (folder / file).write_bytes(trained.getvalue())
+    settings = {"tokenizer_class": _class_of_tokenizer(tiny), "model_max_length": 64}
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _class_of_tokenizer(tiny: Tiny) -> str:
+    return f"{tiny.config.removesuffix('Config')}Tokenizer"
+
+
 def _size(tiny: Tiny) -> int:
-    return int(tiny.sizes.get("hidden_size") or tiny.sizes["dim"])
+    return next(int(tiny.sizes[name]) for name in ("hidden_size", "dim", "d_model") if name in tiny.sizes)
 
 
 def _tokenizer(tiny: Tiny) -> transformers.PreTrainedTokenizerFast:
@@ -197,6 +264,7 @@ def _tokenizer(tiny: Tiny) -> transformers.PreTrainedTokenizerFast:
     else:
         template = {"single": "[CLS] $A [SEP]", "pair": "[CLS] $A [SEP] $B:1 [SEP]:1"}
         names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    names["pad_token"] = tiny.pad_token or names["pad_token"]
     native.post_processor = processors.TemplateProcessing(
         **template, special_tokens=[(names[key], words[names[key]]) for key in ("cls_token", "sep_token")]
     )

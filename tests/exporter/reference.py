@@ -61,7 +61,9 @@ def of_sentence_transformers(
             ]
         ).astype(np.float64)
     model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
-    return np.asarray(model.encode(list(texts), normalize_embeddings=True, batch_size=8), dtype=np.float64)
+    batch_size = 1 if tiny.moves_with_padding else 8
+    found = model.encode(list(texts), normalize_embeddings=True, batch_size=batch_size)
+    return np.asarray(found, dtype=np.float64)
 
 
 def prompted(folder: Path, texts: Sequence[str], prompt: str) -> Floats | None:
