@@ -21,7 +21,7 @@ from convert.bake import Prepared
 from convert.checkpoint import Checkpoint
 from convert.exported_config import ExportedConfig
 from convert.recipe import Recipe
-from convert.sentence_files import SENTENCE_FILE, UNLIMITED
+from convert.sentence_files import SENTENCE_FILES, UNLIMITED
 from service.errors import BakeError
 from service.manifest import Kind
 
@@ -93,7 +93,7 @@ def _limit(recipe: Recipe, config: ExportedConfig) -> int:
     if limit >= UNLIMITED:
         raise BakeError(
             f"nothing says how many tokens a text may have, and {config.model_type} has no positions: put "
-            f"max_seq_length into {SENTENCE_FILE}"
+            f"max_seq_length into {SENTENCE_FILES[0]}"
         )
     return limit
 
