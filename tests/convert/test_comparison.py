@@ -82,7 +82,7 @@ def sums(opened: tuple[Recipe, Prepared]) -> Expected:
     recipe, ready = opened
     tokenizer = Tokenizer.from_str(ready.tokenizer.decode())
     tokenizer.no_padding()
-    tokenizer.enable_truncation(checkpoints.MAX_TOKENS)
+    tokenizer.enable_truncation(checkpoints.POSITIONS)
     ids = [tokenizer.encode(text).ids for text in parity.built_in_texts(recipe.manifest)]
     rows = np.stack([TABLE[each].sum(axis=0) for each in ids])
     return Expected(rows / np.linalg.norm(rows, axis=1)[:, None])
