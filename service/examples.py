@@ -141,7 +141,7 @@ NOT_ALL_READY: Examples = {
 ROOT_ANSWERS: Examples = {
     "some routes": {
         "name": "jina-onnx-server",
-        "version": "0.1.0",
+        "version": "1.2.3",
         "models": ["all-minilm-l6-v2"],
         "routes": ["POST /v1/embeddings", "POST /v1/rerank", "GET /v1/models", "GET /healthz"],
     }
