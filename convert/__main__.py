@@ -86,51 +86,53 @@ def _bake_any(options: argparse.Namespace) -> None:
     name = any_model.name_of(options.source, options.name)
     if options.task:
         raise BakeError("--task is for models of the catalog with adapters: leave it out")
-    if not _is_kept(name, None, options):
+    if wanted := _wanted(name, None, options):
         recipe, prepared, notes = any_model.prepared(options.source, name, offline=options.offline)
         for note in notes:
             print(f"{name}: {note}")
-        _publish(recipe, options, prepared)
+        _publish(recipe, wanted, prepared)
 
 
 def _bake(name: str, options: argparse.Namespace) -> None:
+    if name not in RECIPES and (options.out / name / MANIFEST_FILE).exists():
+        _bake_any(kept.named_again(options, name))
+        return
     recipe = _recipe(name)
     wanted_tasks(recipe, options.task)  # a wrong one is refused before anything is read
-    if not _is_kept(recipe.manifest.name, recipe, options):
-        _publish(recipe, options)
+    if wanted := _wanted(recipe.manifest.name, recipe, options):
+        _publish(recipe, wanted)
 
 
-def _is_kept(name: str, recipe: Recipe | None, options: argparse.Namespace) -> bool:
-    """Tell whether a sound bundle is there already, which only --force replaces.
+def _wanted(name: str, recipe: Recipe | None, options: argparse.Namespace) -> argparse.Namespace | None:
+    """Return what is to be baked: all that was asked for, with what a bundle lacks also all that it has.
 
-    Raises BakeError where it lacks what was asked for, or is of another source.
+    None where a sound bundle that is there has it, which only --force replaces. Raises BakeError where the
+    bundle is of another source.
     """
     folder = options.out / name
     if options.plot:
         raise BakeError(f"--plot goes with verify: {commands.convert('verify', 'MODEL', '--plot')}")
     if not (folder / MANIFEST_FILE).exists() or options.force:
-        return False
+        return options
     try:
         check_hashes(folder, (manifest := contract.load(folder)).files)
     except BundleError as error:
         print(f"{name}: baking again what is there: {error}")
-        return False
+        return options
     if options.source:
         kept.check_source(folder, manifest, options.source, recipe)
-    tasks = [variant.task for variant in manifest.variants if variant.task]
-    _check_holds(folder, "--precision", options.precision, manifest.precisions)
-    _check_holds(folder, "--task", options.task, list(dict.fromkeys(tasks)))
-    print(f"{name}: {folder} is there already; --force bakes it again")
-    return True
-
-
-def _check_holds(folder: Path, option: str, wanted: Sequence[str] | None, baked: Sequence[str]) -> None:
-    missing = [each for each in wanted or () if each not in baked]
-    if missing:
+    missing = kept.missing(manifest, options.precision, options.task)
+    if not missing:
+        print(f"{name}: {folder} is there already; --force bakes it again")
+        return None
+    if not options.source and recipe and recipe.manifest.source.id != manifest.source.id:
         raise BakeError(
-            f"{folder} is there already, without {', '.join(missing)} ({option}): {option} "
-            f"{','.join((*baked, *missing))} --force bakes it again with what it has"
+            f"{folder} has no {', '.join(missing)} and was baked from {manifest.source.id}: name that again "
+            "with --source, so that all of it is of the same weights"
         )
+    print(f"{name}: {folder} is there without {', '.join(missing)}: baking it again with what it has")
+    precisions, tasks = kept.with_what_it_has(manifest, options.precision, options.task)
+    return argparse.Namespace(**{**vars(options), "precision": precisions, "task": tasks})
 
 
 def _publish(recipe: Recipe, options: argparse.Namespace, prepared: Prepared | None = None) -> None:

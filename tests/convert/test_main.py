@@ -45,14 +45,33 @@ def test_an_existing_bundle_is_kept_without_force(
     assert "--force" in capsys.readouterr().out
 
 
-def test_an_existing_bundle_that_lacks_what_is_asked_for_is_an_error(
-    tiny_models: Path, capsys: pytest.CaptureFixture[str]
+def test_what_an_existing_bundle_lacks_is_baked_with_what_it_has(
+    tiny_models: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([MODEL, "--out", str(tiny_models), "--precision", "int8,int4"]) == 1
-    error = capsys.readouterr().err
-    assert "without int4" in error
-    assert "--precision fp32,int8,int8-block,int4 --force" in error
-    assert main([MODEL, "--out", str(tiny_models), "--precision", "int8"]) == 0
+    out = Path(shutil.copytree(tiny_models, tmp_path / "models"))
+    command = [MODEL, "--out", str(out), "--verify", "skip", "--precision", "int8,int4"]
+    assert main(command) == 1
+    assert "has no int4 and was baked from tiny: name that again" in capsys.readouterr().err
+    assert main([*command, "--source", str(tiny_checkpoint)]) == 0
+    assert "without int4: baking it again with what it has" in capsys.readouterr().out
+    assert contract.load(out / MODEL).precisions == (*DEFAULT_PRECISIONS, Precision.INT4)
+    assert main(command) == 0
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_a_bundle_of_another_model_is_baked_again_by_its_name(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the service says when a file of it is broken."""
+    out = ["--out", str(tmp_path), "--verify", "skip", "--precision", "fp32"]
+    assert main(["--source", str(tiny_checkpoint), "--name", "own", *out]) == 0
+    assert main(["own", *out, "--force"]) == 1
+    assert "--source DIR --name own and no MODEL" in capsys.readouterr().err
+    assert main(["own", *out, "--force", "--source", str(tiny_checkpoint)]) == 0
+    manifest = tmp_path / "own" / MANIFEST_FILE
+    manifest.write_text(manifest.read_text().replace('"id": "tiny"', '"id": "somebody/tiny"'))
+    assert main(["own", *out, "--force", "--offline"]) == 1
+    assert "somebody/tiny is not in the local cache" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
