@@ -58,10 +58,10 @@ def find_bundles(settings: Settings) -> dict[str, Bundle]:
     wanted = _wanted(settings.models_to_load, found) or dict.fromkeys(found, ())
     missing = [name for name in wanted if name not in found]
     if missing:
+        baking = f" To bake: {commands.convert(*missing, '--out', directory)}"
         raise ConfigError(
             f"MODELS_TO_LOAD names {', '.join(missing)}, but {directory} holds {', '.join(found)}."
-            f"{commands.did_you_mean(missing[0], found)} To bake: "
-            f"{commands.convert(*missing, '--out', directory)}"
+            f"{commands.did_you_mean(missing[0], found) or baking}"
         )
     return {name: Bundle(found[name], tasks) for name, tasks in wanted.items()}
 

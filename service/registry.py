@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 
-from service import footprint, host, lanes, loading, logs, providers, status
+from service import commands, footprint, host, lanes, loading, logs, providers, status
 from service.bundles import Bundle, find_bundles
 from service.config import Settings
 from service.copies import Copies, digest_of
@@ -28,6 +28,7 @@ from service.selection import Choice, Site, choose
 from service.session import SessionSettings
 
 CACHE_FOLDER = ".cache"  # in the models folder; its dot tells it from bundles
+KINDS = {None: "model", Kind.EMBEDDING: "embedding model", Kind.RERANKER: "reranker"}
 MAX_ECHO = 100  # characters of a caller's own text that an error repeats
 ROUTES = {Kind.EMBEDDING: "/v1/embeddings", Kind.RERANKER: "/v1/rerank"}  # where a kind of model answers
 UNLIMITED = Placement(reason="not placed")  # the CPU, with all the memory that a model may want
@@ -87,21 +88,22 @@ class Registry:
 
     def embedding(self, name: str) -> EmbeddingModel:
         """Return an embedding model, as `get`. Raises InvalidRequest for a model of another kind."""
-        model = self.get(name)
+        model = self.get(name, Kind.EMBEDDING)
         if not isinstance(model, EmbeddingModel):
             raise _wrong_kind(model)
         return model
 
     def reranker(self, name: str) -> Reranker:
         """Return a reranker, as `get`. Raises InvalidRequest for a model of another kind."""
-        model = self.get(name)
+        model = self.get(name, Kind.RERANKER)
         if not isinstance(model, Reranker):
             raise _wrong_kind(model)
         return model
 
-    def get(self, name: str) -> Model:
+    def get(self, name: str, wanted: Kind | None = None) -> Model:
         """Return the model of a name; a hub id or another case finds the same model.
 
+        Where there is none, those of the kind that is wanted are named.
         Raises ModelNotFound, or ModelUnavailable while it is loading or after it has failed.
         """
         short = name.rpartition("/")[2].lower()
@@ -114,10 +116,19 @@ class Registry:
             )
         if short in self._bundles:
             raise ModelUnavailable(f"Model {short} is still loading; try again soon.", code="model_loading")
-        known = ", ".join(self._loaded) or "none yet"
-        raise ModelNotFound(
-            f"Model {name[:MAX_ECHO]!r} not found. Loaded models: {known}. Name one of these in 'model', or "
-            "have the server bake and load yours: python -m convert NAME, then a reload (HUP)."
+        raise self._not_found(name, wanted)
+
+    def _not_found(self, name: str, wanted: Kind | None) -> ModelNotFound:
+        loaded = {id_: each.model for id_, each in self._loaded.items()}
+        known = [id_ for id_, model in loaded.items() if wanted in (None, model.manifest.kind)]
+        kind = KINDS[wanted]
+        hint = commands.did_you_mean(name.rpartition("/")[2], known)
+        found = (
+            f"Loaded {kind}s: {', '.join(known)}. Name one of these, or" if known else f"No {kind} is loaded:"
+        )
+        return ModelNotFound(
+            f"Model {name[:MAX_ECHO]!r} not found.{hint} {found} have the server bake and load yours: "
+            "python -m convert NAME, then a reload (HUP)."
         )
 
     def loaded(self) -> list[Loaded]:

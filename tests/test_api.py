@@ -282,7 +282,16 @@ def test_other_spellings_find_the_model(client: TestClient, name: str):
 def test_unknown_model(client: TestClient, name: str):
     answer = post(client, {"model": name, "input": TEXT})
     assert_error(answer, 404, "model", "model_not_found")
-    assert f"Loaded models: {MODEL}" in answer.json["detail"]
+    assert f"Loaded embedding models: {MODEL}. Name one of these" in answer.json["detail"]
+
+
+def test_an_unknown_model_gets_the_near_one_and_those_of_its_kind(client: TestClient):
+    answer = post(client, {"model": "x/all-minilm-l6-v3", "input": TEXT})
+    assert f"Did you mean {MODEL}?" in answer.json["detail"]
+    answer = client.simulate_post("/v1/rerank", json={"query": TEXT, "documents": [TEXT]})
+    assert answer.status_code == 404
+    assert "No reranker is loaded: have the server bake" in answer.json["detail"]
+    assert MODEL not in answer.json["detail"]
 
 
 def test_models_list(client: TestClient, tiny_models: Path):
@@ -742,7 +751,7 @@ def test_unforeseen_failure(
     client, registry = service(tiny_models)
     secret = "an inner secret"
 
-    def fail(name: str) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError(secret)
 
     monkeypatch.setattr(registry, "get", fail)
