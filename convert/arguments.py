@@ -40,7 +40,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--task", type=_words, help="comma-separated tasks of a model with adapters; default: all of them"
     )
-    made.add_argument("--verify", type=Verification, choices=list(Verification), default=Verification.AUTO)
+    made.add_argument(
+        "--verify",
+        type=Verification,
+        choices=list(Verification),
+        default=Verification.AUTO,
+        help="measure quality and speed: where the memory is enough, never, or else fail (%(default)s)",
+    )
     made.add_argument(
         "--mixture",
         type=_mixture,

@@ -47,8 +47,8 @@ def check_installed(reason: str) -> None:
     missing = [package for module, package in PACKAGES.items() if not _is_found(module)]
     if missing:
         raise BakeError(
-            f"{reason}: this needs the exporter, and {', '.join(missing)} is not installed; in an "
-            f"environment of its own: {INSTALL}"
+            f"{reason}: this needs the exporter; not installed: {', '.join(missing)}. In an environment of "
+            f"its own (docs/any-model.md): {INSTALL}"
         )
 
 

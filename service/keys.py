@@ -30,7 +30,13 @@ class Keys:
         schemes = {"bearer": str.strip} | ({"basic": _password} if takes_basic else {})
         key = schemes[scheme.lower()](shown) if scheme.lower() in schemes else ""
         if not key:
-            raise Unauthorized("This needs an API key", code="missing_api_key")
+            is_basic = scheme.lower() == "basic" and not takes_basic
+            reason = (
+                "HTTP Basic is for reading alone: this needs an API key"
+                if is_basic
+                else "This needs an API key"
+            )
+            raise Unauthorized(reason, code="missing_api_key")
         digest = _digest(key)
         # Every key is compared, each in constant time: how long it takes says nothing about any of them.
         if not any([hmac.compare_digest(digest, known) for known in self._digests]):

@@ -19,7 +19,7 @@ environment variables; these and their defaults are asked for most:
 
   HOST=0.0.0.0 PORT=8080      where to listen
   MODELS_DIR=onnx_models      folder of bundles, which jina-onnx-convert makes
-  MODELS_TO_LOAD=             comma-separated names; empty: every bundle
+  MODELS_TO_LOAD=all          comma-separated names, or every bundle
   DEVICE=auto                 auto, cpu, cuda or cuda:N
   PRECISION=auto              fp32, int8, int8-block, int4, fp16 or bf16; auto: chosen for each model
   WORKERS=auto                processes; auto: one, or one for each GPU

@@ -157,6 +157,7 @@ def test_what_other_sites_make_a_browser_send_is_not_computed(locked: TestClient
     """A browser adds a password that it knows to forms of other sites, but no header `Bearer`."""
     answer = embed(locked, headers=PAGE | basic(KEY))
     assert (answer.status_code, answer.headers["www-authenticate"].split()[0]) == (401, "Bearer")
+    assert "HTTP Basic is for reading alone" in answer.json["detail"]
 
 
 def test_the_body_of_who_has_no_key_is_not_looked_at(locked: TestClient):

@@ -326,7 +326,7 @@ def test_the_playground_sends_an_api_key(
         browser.get(f"{live.url}/playground")
         wait_for(browser, "#embed-model", MODEL)
         click(browser, "#embed button")
-        wait_for(browser, "#embed-error", "API key")
+        wait_for(browser, "#embed-error", "Enter one of the server's keys above")
         write(browser, "#key", KEY)
         click(browser, "h1")
         click(browser, "#embed button")

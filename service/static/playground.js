@@ -34,7 +34,8 @@ async function ask(path, body) {
   });
   const content = await answer.json().catch(() => null);
   if (!answer.ok) {
-    const message = content?.error?.message ?? `The server answered ${answer.status}.`;
+    const said = content?.error?.message ?? `The server answered ${answer.status}.`;
+    const message = answer.status === 401 ? "Enter one of the server's keys above, under 'API key'." : said;
     throw Object.assign(new Error(message), { code: content?.error?.code });
   }
   return content;
