@@ -67,6 +67,7 @@ STATUSES: dict[type[RequestError], int] = {
 RateTable = IO[bytes] | None
 BODIES_AT_ONCE = 8  # bodies of the largest size that a worker holds at once
 FALCON_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
+STATUS_NOT_ALLOWED = 405
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -208,6 +209,8 @@ def _answer_falcon_error(surface: Surface, req: Request, resp: Response, error: 
     status = error.status_code
     code = FALCON_CODES.get(status, "http_error")
     hint = surface.did_you_mean(req.method, req.path) if isinstance(error, HTTPRouteNotFound) else ""
+    if allowed := (dict(error.headers or {}).get("Allow") if status == STATUS_NOT_ALLOWED else None):
+        hint = f" It takes {allowed}."
     message = (
         error.description
         or f"{error.status}: {req.method} {req.path} is not something this service does.{hint}"

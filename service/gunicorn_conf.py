@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from service import bundles as _bundles
+from service import commands as _commands
 from service import config as _config  # without the underscore gunicorn would take the names for settings
 from service import handover as _handover
 from service import logs as _logs
@@ -47,6 +48,8 @@ def on_starting(server: Any) -> None:
     os.chown(folder, server.cfg.uid, server.cfg.gid)  # the workers may be of another user
     os.environ[_metric_files.VARIABLE] = str(folder)
     server.handover = _handover.Handover(server)
+    for name, meant in _commands.misspelt(os.environ, _config.VARIABLES).items():
+        server.log.warning("%s is set, which is no setting; was %s meant?", name, meant)
     if warning := _placement.warning(_plan):
         server.log.warning(warning)
     reload = server.reload

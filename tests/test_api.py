@@ -294,6 +294,13 @@ def test_an_unknown_model_gets_the_near_one_and_those_of_its_kind(client: TestCl
     assert MODEL not in answer.json["detail"]
 
 
+def test_a_wrong_method_is_answered_with_the_right_ones(client: TestClient):
+    answer = client.simulate_get("/v1/embeddings")
+    assert_error(answer, 405, None, "method_not_allowed")
+    assert answer.json["detail"].endswith(f"It takes {answer.headers['allow']}.")
+    assert "POST" in answer.headers["allow"]
+
+
 def test_models_list(client: TestClient, tiny_models: Path):
     created = json.loads((tiny_models / MODEL / "manifest.json").read_text())["created"]
     expected = {

@@ -552,6 +552,11 @@ def test_a_port_that_is_taken_stops_the_start_with_the_remedy(tiny_models: Path)
     assert f"('127.0.0.1', {port})" in line and "PORT=18080" in line
 
 
+def test_a_slip_in_the_name_of_a_setting_is_a_warning(tiny_models: Path, serve: Serve) -> None:
+    with serve(tiny_models, API_KEY="a-key") as live:
+        assert "API_KEY is set, which is no setting; was API_KEYS meant?" in live.log.read_text()
+
+
 def test_no_bundle_stops_the_start(tmp_path: Path):
     ended = start(tmp_path)
     assert ended.returncode != 0
