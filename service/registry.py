@@ -28,7 +28,7 @@ from service.selection import Choice, Site, choose
 from service.session import SessionSettings
 
 CACHE_FOLDER = ".cache"  # in the models folder; its dot tells it from bundles
-KINDS = {None: "model", Kind.EMBEDDING: "embedding model", Kind.RERANKER: "reranker"}
+KINDS = {None: "a model", Kind.EMBEDDING: "an embedding model", Kind.RERANKER: "a reranker"}
 MAX_ECHO = 100  # characters of a caller's own text that an error repeats
 ROUTES = {Kind.EMBEDDING: "/v1/embeddings", Kind.RERANKER: "/v1/rerank"}  # where a kind of model answers
 UNLIMITED = Placement(reason="not placed")  # the CPU, with all the memory that a model may want
@@ -119,16 +119,21 @@ class Registry:
         raise self._not_found(name, wanted)
 
     def _not_found(self, name: str, wanted: Kind | None) -> ModelNotFound:
-        loaded = {id_: each.model for id_, each in self._loaded.items()}
-        known = [id_ for id_, model in loaded.items() if wanted in (None, model.manifest.kind)]
-        kind = KINDS[wanted]
-        hint = commands.did_you_mean(name.rpartition("/")[2], known)
-        found = (
-            f"Loaded {kind}s: {', '.join(known)}. Name one of these, or" if known else f"No {kind} is loaded:"
-        )
+        loaded = {id_: each.model.manifest.kind for id_, each in self._loaded.items()}
+        fitting = [id_ for id_, kind in loaded.items() if wanted in (None, kind)]
+        if len(fitting) < len(loaded):
+            what = f"is {KINDS[wanted]}"
+            remedy = (
+                f". Name one that {what} ({', '.join(fitting)}), or"
+                if fitting
+                else f", none of which {what}:"
+            )
+        else:
+            remedy = ". Name one of these, or" if loaded else ":"
+        hint, known = commands.did_you_mean(name.rpartition("/")[2], fitting), ", ".join(loaded) or "none yet"
         return ModelNotFound(
-            f"Model {name[:MAX_ECHO]!r} not found.{hint} {found} have the server bake and load yours: "
-            "python -m convert NAME, then a reload (HUP)."
+            f"Model {name[:MAX_ECHO]!r} not found.{hint} Loaded models: {known}{remedy} "
+            "have the server bake and load yours: python -m convert NAME, then a reload (HUP)."
         )
 
     def loaded(self) -> list[Loaded]:

@@ -282,7 +282,7 @@ def test_other_spellings_find_the_model(client: TestClient, name: str):
 def test_unknown_model(client: TestClient, name: str):
     answer = post(client, {"model": name, "input": TEXT})
     assert_error(answer, 404, "model", "model_not_found")
-    assert f"Loaded embedding models: {MODEL}. Name one of these" in answer.json["detail"]
+    assert f"Loaded models: {MODEL}. Name one of these" in answer.json["detail"]
 
 
 def test_an_unknown_model_gets_the_near_one_and_those_of_its_kind(client: TestClient):
@@ -290,8 +290,9 @@ def test_an_unknown_model_gets_the_near_one_and_those_of_its_kind(client: TestCl
     assert f"Did you mean {MODEL}?" in answer.json["detail"]
     answer = client.simulate_post("/v1/rerank", json={"query": TEXT, "documents": [TEXT]})
     assert answer.status_code == 404
-    assert "No reranker is loaded: have the server bake" in answer.json["detail"]
-    assert MODEL not in answer.json["detail"]
+    assert (
+        f"Loaded models: {MODEL}, none of which is a reranker: have the server bake" in answer.json["detail"]
+    )
 
 
 def test_a_wrong_method_is_answered_with_the_right_ones(client: TestClient):
