@@ -81,6 +81,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where there is no file. Raises BakeError when it is broken."""
+    return read_json(path) if path.is_file() else {}
+
+
 def read_json_value(path: Path) -> object:
     """Read a JSON file. Raises BakeError when it is missing or broken."""
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import read_json, read_json_value
+from convert.checkpoint import read_json, read_json_value, read_optional_json
 from convert.recipe import Dense
 from service.errors import BakeError
 from service.manifest import Pooling
@@ -89,7 +89,7 @@ def read_json_list(path: Path) -> list[dict[str, Any]]:
 
 def _model_type(root: Path) -> str:
     path = root / SETTINGS_FILE
-    found = read_json(path).get("model_type", EMBEDDER) if path.is_file() else EMBEDDER
+    found = read_optional_json(path).get("model_type", EMBEDDER)
     if found not in (EMBEDDER, CROSS_ENCODER):
         raise BakeError(f"{path} has model_type {found!r}: only {EMBEDDER} and {CROSS_ENCODER} can be served")
     return str(found)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convert import module_list
-from convert.checkpoint import read_json
+from convert.checkpoint import read_json, read_optional_json
 from convert.module_list import MODULES_FILE, SETTINGS_FILE, ModuleList
 from convert.recipe import Dense
 from service.errors import BakeError
@@ -109,7 +109,7 @@ def _limited(folder: Path, pooling: Pooling) -> SentenceFiles:
 
 def _sentence_config(folder: Path) -> tuple[str, dict[str, Any]]:
     for name in SENTENCE_FILES:
-        if found := _optional(folder / name):
+        if found := read_optional_json(folder / name):
             return name, found
     return SENTENCE_FILES[0], {}
 
@@ -123,7 +123,7 @@ def _check_prompts_count(path: Path) -> None:
 
 def _prompts(root: Path) -> tuple[tuple[Task, ...], str | None]:
     """Turn prompts into tasks; return them and the one that requests without a task get."""
-    config = _optional(root / SETTINGS_FILE)
+    config = read_optional_json(root / SETTINGS_FILE)
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, Mapping) or not all(isinstance(text, str) for text in prompts.values()):
         raise BakeError(f"{root / SETTINGS_FILE} has prompts {prompts!r}, must be texts by name")
@@ -138,7 +138,7 @@ def _prompts(root: Path) -> tuple[tuple[Task, ...], str | None]:
 
 
 def _truncate_dim(root: Path) -> int:
-    found = _optional(root / SETTINGS_FILE).get("truncate_dim")
+    found = read_optional_json(root / SETTINGS_FILE).get("truncate_dim")
     if found is None:
         return 0
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
@@ -150,7 +150,7 @@ def _max_tokens(folder: Path, name: str, own: object) -> int:
     """Take the limit that sentence-transformers would: its own, of the file `name`, else the tokenizer's."""
     for path, limit in (
         (name, own),
-        (TOKENIZER_CONFIG, _optional(folder / TOKENIZER_CONFIG).get("model_max_length")),
+        (TOKENIZER_CONFIG, read_optional_json(folder / TOKENIZER_CONFIG).get("model_max_length")),
     ):
         if limit is None:
             continue
@@ -158,7 +158,3 @@ def _max_tokens(folder: Path, name: str, own: object) -> int:
             raise BakeError(f"{folder / path} has a limit of {limit!r} tokens, must be a positive integer")
         return int(min(limit, UNLIMITED))
     return UNLIMITED
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}

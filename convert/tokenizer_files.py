@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from convert import vocabulary
-from convert.checkpoint import read_json
+from convert.checkpoint import read_json, read_optional_json
 from convert.sentence_files import TOKENIZER_CONFIG
 from service.errors import BakeError
 from service.manifest import TOKENIZER_FILE
@@ -34,7 +34,7 @@ ADDED_FLAGS = ("lstrip", "rstrip", "normalized", "single_word")
 def settings(folder: Path) -> dict[str, Any]:
     """Read tokenizer_config.json, empty where there is none. Raises BakeError for what cannot be followed."""
     path = folder / TOKENIZER_CONFIG
-    found = dict(read_json(path)) if path.is_file() else {}
+    found = read_optional_json(path)
     own = found.get("auto_map")
     if isinstance(own, Mapping) and "AutoTokenizer" in own:
         raise BakeError(
@@ -70,16 +70,16 @@ def has_types(folder: Path) -> bool:
 
 def _overlaid(content: bytes, folder: Path, given: Mapping[str, Any]) -> bytes:
     tokenizer = vocabulary.opened(content)
-    state = json.loads(tokenizer.to_str())
-    changed = json.loads(tokenizer.to_str())
-    normalizer, pre_tokenizer = changed.get("normalizer") or {}, changed.get("pre_tokenizer") or {}
+    state = json.loads(tokenizer.to_str())  # with the vocabulary: megabytes
+    normalizer, pre_tokenizer = state.get("normalizer") or {}, state.get("pre_tokenizer") or {}
+    before = {**normalizer}, {**pre_tokenizer}
     if normalizer.get("type") == "BertNormalizer" and given.get(CLASS) != PLAIN_CLASS:
         normalizer |= {own: given[name] for name, own in LETTERS.items() if name in given}
     if SPACE in pre_tokenizer and isinstance(given.get(SPACE), bool):
         pre_tokenizer[SPACE] = given[SPACE]
-    is_other = changed != state
+    is_other = (normalizer, pre_tokenizer) != before
     if is_other:
-        tokenizer = vocabulary.opened(json.dumps(changed).encode())
+        tokenizer = vocabulary.opened(json.dumps(state).encode())
     missing = [pair for pair in _added(folder, given) if not _has(tokenizer, *pair)]
     for token_id, token in sorted(missing, key=lambda pair: pair[0]):
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])

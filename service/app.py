@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import falcon
 import orjson
-from falcon import App, CORSMiddleware, HTTPError, HTTPRouteNotFound, Request, Response
+from falcon import App, CORSMiddleware, HTTPError, HTTPMethodNotAllowed, HTTPRouteNotFound, Request, Response
 
 from service import addresses, lanes, logs, providers, schema, unquoted
 from service.access import CallerCheck, RateCheck
@@ -67,7 +67,6 @@ STATUSES: dict[type[RequestError], int] = {
 RateTable = IO[bytes] | None
 BODIES_AT_ONCE = 8  # bodies of the largest size that a worker holds at once
 FALCON_CODES = {400: "bad_request", 404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}
-STATUS_NOT_ALLOWED = 405
 ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -209,8 +208,8 @@ def _answer_falcon_error(surface: Surface, req: Request, resp: Response, error: 
     status = error.status_code
     code = FALCON_CODES.get(status, "http_error")
     hint = surface.did_you_mean(req.method, req.path) if isinstance(error, HTTPRouteNotFound) else ""
-    if allowed := (dict(error.headers or {}).get("Allow") if status == STATUS_NOT_ALLOWED else None):
-        hint = f" It takes {allowed}."
+    if isinstance(error, HTTPMethodNotAllowed):
+        hint = f" It takes {dict(error.headers or {})['Allow']}."
     message = (
         error.description
         or f"{error.status}: {req.method} {req.path} is not something this service does.{hint}"
