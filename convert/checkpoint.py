@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from convert.weights import Floats, Tensor, Weights
 from service.errors import BakeError
 from service.manifest import Source
 
+AUTO_CLASSES = ("AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer")
 CONFIG_FILE = "config.json"
 SAFETENSORS = ".safetensors"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there
@@ -84,6 +85,17 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_optional_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty where there is no file. Raises BakeError when it is broken."""
     return read_json(path) if path.is_file() else {}
+
+
+def refuse_own_code(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise BakeError where a file's content names code of the checkpoint's own for what would be opened."""
+    own = config.get("auto_map")
+    if isinstance(own, Mapping) and (names := [name for name in AUTO_CLASSES if name in own]):
+        kind = f", model_type {config['model_type']!r}" if "model_type" in config else ""
+        raise BakeError(
+            f"{path} names code of the checkpoint's own for {', '.join(names)} (auto_map{kind}): it would "
+            "need trust_remote_code, which is never on"
+        )
 
 
 def read_json_value(path: Path) -> object:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convert import configs, module_list, sentence_files, tokenizer_files, vocabulary
-from convert.checkpoint import CONFIG_FILE, Checkpoint, read_json
+from convert.checkpoint import CONFIG_FILE, Checkpoint, read_json, refuse_own_code
 from convert.module_list import ModuleList
 from convert.recipe import Architecture, Recipe
 from convert.sentence_files import SentenceFiles
@@ -30,7 +30,6 @@ ARCHITECTURES = {  # by model_type
 }
 DECODERS = (Architecture.QWEN2, Architecture.QWEN3)
 CLASSIFIER = "ForSequenceClassification"
-AUTO_CLASSES = ("AutoModel", "AutoModelForSequenceClassification", "AutoTokenizer")
 UNKNOWN = "unknown"
 CARD = "README.md"
 LICENCE = re.compile(r"^(license|license_name): *[\"']?([^\"'\n#]+?)[\"']? *$", re.MULTILINE)
@@ -51,7 +50,7 @@ def described(root: Path, source: Source, name: str) -> Custom:
     listed = module_list.read(root)
     path = (root / listed.transformer if listed else root) / CONFIG_FILE
     config = read_json(path)
-    _refuse_own_code(path, config)
+    refuse_own_code(path, config)
     is_reranker = _is_reranker(path, config, listed)
     scoring = sentence_files.read_cross_encoder
     files = scoring(root, listed) if is_reranker else sentence_files.read(root, listed, config)
@@ -96,15 +95,6 @@ def tokenizer_of(folder: Path, config: Mapping[str, Any], *, lowercases: bool) -
 def adapted(tokenizer: bytes, *, lowercases: bool) -> bytes:
     """Return the tokenizer with what sentence-transformers does to texts before it."""
     return vocabulary.lowercased(tokenizer) if lowercases else tokenizer
-
-
-def _refuse_own_code(path: Path, config: Mapping[str, Any]) -> None:
-    own = config.get("auto_map")
-    if isinstance(own, Mapping) and (names := [name for name in AUTO_CLASSES if name in own]):
-        raise BakeError(
-            f"{path} names code of the checkpoint's own for {', '.join(names)} (auto_map, model_type "
-            f"{config.get('model_type')!r}): it would need trust_remote_code, which is never on"
-        )
 
 
 def _is_reranker(path: Path, config: Mapping[str, Any], listed: ModuleList | None) -> bool:

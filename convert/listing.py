@@ -15,13 +15,7 @@ HEADER = ("model", "licence", "parameters", "source", "baked")
 
 def baked_names(out: Path) -> list[str]:
     """List the bundles of a folder by name."""
-    if not out.is_dir():
-        return []
-    return sorted(
-        folder.name
-        for folder in out.iterdir()
-        if not folder.name.startswith(".") and (folder / MANIFEST_FILE).exists()
-    )
+    return [folder.name for folder in contract.folders(out)]
 
 
 def lines(out: Path) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from convert import vocabulary
-from convert.checkpoint import read_json, read_optional_json
+from convert.checkpoint import read_json, read_optional_json, refuse_own_code
 from convert.sentence_files import TOKENIZER_CONFIG
 from service.errors import BakeError
 from service.manifest import TOKENIZER_FILE
@@ -35,12 +35,7 @@ def settings(folder: Path) -> dict[str, Any]:
     """Read tokenizer_config.json, empty where there is none. Raises BakeError for what cannot be followed."""
     path = folder / TOKENIZER_CONFIG
     found = read_optional_json(path)
-    own = found.get("auto_map")
-    if isinstance(own, Mapping) and "AutoTokenizer" in own:
-        raise BakeError(
-            f"{path} names code of the checkpoint's own for AutoTokenizer (auto_map): it would need "
-            "trust_remote_code, which is never on"
-        )
+    refuse_own_code(path, found)
     if found.get("truncation_side", "right") != "right":
         raise BakeError(
             f"{path} has truncation_side {found['truncation_side']!r}: texts are cut at their end alone"

@@ -14,7 +14,7 @@ from service import commands
 from service import manifest as contract
 from service.config import Settings
 from service.errors import BundleError, ConfigError, UnknownTask
-from service.manifest import MANIFEST_FILE, Manifest, Precision
+from service.manifest import Manifest, Precision
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,7 @@ class Bundle:
 def find_bundles(settings: Settings) -> dict[str, Bundle]:
     """Return the bundles to serve, by model id. Raises ConfigError naming the remedy."""
     directory = settings.models_dir
-    folders = sorted(directory.iterdir()) if directory.is_dir() else []
-    found = {
-        folder.name.lower(): folder
-        for folder in folders
-        if not folder.name.startswith(".") and (folder / MANIFEST_FILE).exists()
-    }
+    found = {folder.name.lower(): folder for folder in contract.folders(directory)}
     if not found:
         raise ConfigError(
             f"no bundle in {directory} (MODELS_DIR); bake one: "

@@ -16,6 +16,9 @@ END_OF_HEAD = b"\r\n\r\n"
 USUAL_HEAD, LONGEST_HEAD = 1 << 12, 1 << 16  # bytes
 BROKEN = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
+FREE_SECONDS = 30.0  # that a client may take to send or to take something, however slowly
+LEAST_RATE = 5000  # bytes/s after that
+
 IsGone = Callable[[], bool]
 
 
@@ -73,6 +76,11 @@ def wake_by(connection: socket.socket, num_bytes: int) -> None:
     """Let a connection count as readable from so many bytes on, or at its end."""
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, num_bytes)
+
+
+def is_too_slow(seconds: float, num_bytes: int) -> bool:
+    """Tell whether so many bytes should have come or gone sooner: a thread waits for the rest."""
+    return seconds > FREE_SECONDS + num_bytes / LEAST_RATE
 
 
 def limit_stalls(connection: socket.socket, seconds: float) -> None:

@@ -12,8 +12,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
-FREE_SECONDS = 30.0  # that an answer may take, however slowly the client does
-LEAST_RATE = 5000  # bytes/s after that, of what the system does not hold for it
+from service import connections
+
 PART_BYTES = 1 << 18  # at once: of more, one call could take as long as there is now and then a byte
 
 
@@ -55,8 +55,7 @@ class JoinedSocket:
             num_sent = self._connection.send(rest[:PART_BYTES])
             self._num_sent += num_sent
             rest = rest[num_sent:]
-            allowed = FREE_SECONDS + self._num_sent / LEAST_RATE
-            if rest and time.monotonic() - self._begin > allowed:
+            if rest and connections.is_too_slow(time.monotonic() - self._begin, self._num_sent):
                 raise ConnectionResetError(errno.ECONNRESET, "the client takes the answer too slowly")
 
     def __getattr__(self, name: str) -> Any:  # all else, with nothing left to be sent before it

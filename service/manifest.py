@@ -225,6 +225,12 @@ def load(folder: Path) -> Manifest:
     return manifest
 
 
+def folders(directory: Path) -> list[Path]:
+    """List the bundles in a folder, hidden ones left out."""
+    found = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [each for each in found if not each.name.startswith(".") and (each / MANIFEST_FILE).exists()]
+
+
 def _check_names(folder: Path, manifest: Manifest) -> None:
     """Refuse files that are not listed with their sizes, or are not the bundle's."""
     path = folder / MANIFEST_FILE

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-FREE_SECONDS = 30.0  # that a head or a body may take, however slowly it comes
-LEAST_RATE = 5000  # bytes/s of a body after that
+from service import connections
+
 CHUNKED_SECONDS = 120.0  # of a body that does not say its length
 LOOK_SECONDS = 1.0
 
@@ -30,11 +30,11 @@ class Arrival:
         """Tell whether it should have been here, or have brought more of its body by now."""
         seconds = now - self.begin
         if self.body is None:
-            return seconds > FREE_SECONDS
+            return connections.is_too_slow(seconds, 0)
         num_left = left(self.body)
         if num_left is None:
             return seconds > CHUNKED_SECONDS
-        return num_left > 0 and seconds > FREE_SECONDS + (self.num_bytes - num_left) / LEAST_RATE
+        return num_left > 0 and connections.is_too_slow(seconds, self.num_bytes - num_left)
 
 
 class Arrivals:

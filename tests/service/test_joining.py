@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from service import connections, joining
+from service import connections
 from service.joining import JoinedSocket
 
 Pair = tuple[JoinedSocket, socket.socket, socket.socket]
@@ -63,8 +63,8 @@ def test_a_client_that_takes_an_answer_too_slowly_is_left(
     is_slow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes some whenever it would be left for taking none."""
-    monkeypatch.setattr(joining, "FREE_SECONDS", 1.0 if is_slow else 60.0)
-    monkeypatch.setattr(joining, "LEAST_RATE", 1e9)
+    monkeypatch.setattr(connections, "FREE_SECONDS", 1.0 if is_slow else 60.0)
+    monkeypatch.setattr(connections, "LEAST_RATE", 1e9)
     server, client = socket.socketpair()
     is_over = threading.Event()
     with server, client:

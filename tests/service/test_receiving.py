@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from service.receiving import CHUNKED_SECONDS, FREE_SECONDS, LEAST_RATE, Arrival, Arrivals
+from service.connections import FREE_SECONDS, LEAST_RATE
+from service.receiving import CHUNKED_SECONDS, Arrival, Arrivals
 
 
 class Conn:
